@@ -1,0 +1,231 @@
+"""What a batch and its shards are, and how their numbers add up. Plain values; nothing here does I/O."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from synthgen.states import BatchState, ShardState
+
+
+class CacheMode(StrEnum):
+    """``use`` reads and writes the shared cache, ``refresh`` only writes it, ``off`` keeps a checkpoint of its own."""
+
+    USE = "use"
+    REFRESH = "refresh"
+    OFF = "off"
+
+
+class OnInvalid(StrEnum):
+    """What rejected lines do to the batch."""
+
+    FAIL = "fail"
+    SKIP = "skip"
+
+
+class Directive(StrEnum):
+    """What the batch wants of a running attempt; the answer to each heartbeat."""
+
+    GO = "go"
+    PAUSE = "pause"
+    CANCEL = "cancel"
+    EXPIRE = "expire"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOptions:
+    """What the user asked for besides the lines; part of what makes two batches the same.
+
+    Where the engine is and its key are not in it. Times are seconds, sizes bytes.
+    """
+
+    endpoint: str | None = None
+    """Only this OpenAI path is accepted; None takes the first line's."""
+    model: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Body fields for lines that do not set them."""
+    prompt: str | None = None
+    """Template that turns a raw row into a prompt: ``{question}`` is the row's field."""
+    system: str | None = None
+    on_invalid: OnInvalid = OnInvalid.FAIL
+    cache: CacheMode = CacheMode.USE
+    namespace: str = "default"
+    cache_ttl: int | None = None
+    pool: str | None = None
+    """None: worked only by ``synthgen run`` processes."""
+    completion_window: int | None = None
+    shard_requests: int = 500
+    shard_bytes: int = 4_000_000
+    max_line_bytes: int = 64_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A run of consecutive requests: bytes ``start`` to ``end`` (exclusive) of the input object.
+
+    ``lines`` counts all physical lines of the range, ``requests`` those that run. ``marks`` gives, for repeated lines,
+    the line number and its occurrence: k for the k-th sample, ``SHARED`` where equal lines share one answer.
+    """
+
+    number: int
+    start: int
+    end: int
+    first_line: int
+    lines: int
+    requests: int
+    marks: tuple[tuple[int, int], ...] = ()
+
+
+SHARED = -1
+"""The mark of a deterministic line that occurs more than once: it runs once, all get its answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """One input line that cannot run: 1-based line number, OpenAI's error code, reason."""
+
+    line: int
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One submission: an input object plus its options. Datetimes are aware and UTC."""
+
+    id: str
+    name: str
+    state: BatchState
+    options: BatchOptions
+    fingerprint: str
+    """Digest of content and options: equal for equal submissions, salted by ``--new``."""
+    created_at: datetime
+    input_key: str
+    input_bytes: int
+    input_lines: int
+    """Lines that are not blank: requests plus rejected."""
+    total: int
+    rejected: int
+    shards: int
+    reason: str | None = None
+    started_at: datetime | None = None
+    finalizing_at: datetime | None = None
+    ended_at: datetime | None = None
+    expires_at: datetime | None = None
+    retry_codes: tuple[str, ...] | None = None
+    """Error codes that the last ``retry`` runs again; None means all."""
+
+    def __post_init__(self) -> None:
+        if self.input_lines != self.total + self.rejected:
+            raise ValueError(f"{self.id}: {self.input_lines} lines are not {self.total} requests and {self.rejected} rejected")
+
+    @property
+    def cache_namespace(self) -> str:
+        """Where this batch's answers are kept: its own corner when reuse is off."""
+        return self.checkpoint_namespace if self.options.cache is CacheMode.OFF else self.options.namespace
+
+    @property
+    def checkpoint_namespace(self) -> str:
+        return f"batch:{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Sums over finished requests. Cached ones are among the succeeded; their tokens and money are counted apart."""
+
+    succeeded: int = 0
+    failed: int = 0
+    cached: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    cached_completion_tokens: int = 0
+    cost: float = 0.0
+    saved: float = 0.0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, name) + getattr(other, name) for name in COUNT_FIELDS))
+
+    @property
+    def finished(self) -> int:
+        return self.succeeded + self.failed
+
+
+COUNT_FIELDS = tuple(f.name for f in dataclasses.fields(Counts))
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try of a shard by a worker, named by its fencing token.
+
+    ``rejected`` are line numbers to pass over; ``previous_key`` is the sealed result of an earlier round (``retry``).
+    """
+
+    batch: Batch
+    shard: Shard
+    token: int
+    number: int
+    """1 for the first try of this shard."""
+    rejected: frozenset[int] = frozenset()
+    previous_key: str | None = None
+    directive: Directive = Directive.GO
+    """What the batch wanted at the moment of the claim."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a batch is; ``total = succeeded + failed + running + pending`` at every reading."""
+
+    batch: Batch
+    counts: Counts
+    running: int
+    shards: Mapping[ShardState, int]
+
+    @property
+    def pending(self) -> int:
+        return self.batch.total - self.counts.finished - self.running
+
+    def as_dict(self) -> dict[str, Any]:
+        """The stable field names of ``status --json``; times are ISO 8601, money US dollars."""
+        batch, counts = self.batch, self.counts
+        return {
+            "id": batch.id,
+            "name": batch.name,
+            "status": str(batch.state),
+            "reason": batch.reason,
+            "pool": batch.options.pool,
+            "model": batch.options.model,
+            "created_at": _iso(batch.created_at),
+            "started_at": _iso(batch.started_at),
+            "completed_at": _iso(batch.ended_at),
+            "expires_at": _iso(batch.expires_at),
+            "total": batch.total,
+            "succeeded": counts.succeeded,
+            "failed": counts.failed,
+            "cached": counts.cached,
+            "rejected": batch.rejected,
+            "running": self.running,
+            "pending": self.pending,
+            "prompt_tokens": counts.prompt_tokens,
+            "completion_tokens": counts.completion_tokens,
+            "cached_prompt_tokens": counts.cached_prompt_tokens,
+            "cached_completion_tokens": counts.cached_completion_tokens,
+            "cost": round(counts.cost, 6),
+            "saved": round(counts.saved, 6),
+            "shards": {str(state): self.shards.get(state, 0) for state in ShardState},
+        }
+
+
+def new_batch_id() -> str:
+    """``batch_`` and 24 random hexadecimal digits, as opaque as OpenAI's."""
+    return f"batch_{secrets.token_hex(12)}"
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat(timespec="milliseconds")

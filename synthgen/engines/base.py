@@ -1,0 +1,65 @@
+"""The one small protocol that every engine keeps, and what an engine is told at its start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from synthgen.request import Request
+from synthgen.response import Reply
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """Which engine, where, and how hard to drive it. Not part of what makes two batches the same.
+
+    ``input_price`` and ``output_price`` are US dollars per million tokens, for engines that know no prices.
+    """
+
+    kind: str
+    """``openai``, ``litellm``, ``mock``."""
+    model: str | None = None
+    """For requests that name none."""
+    base_url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    provider: str | None = None
+    """Name in cache keys instead of the URL's host, so that equal servers can share."""
+    in_flight: int | None = None
+    """None: what the engine says is good for it."""
+    timeout: float = 600.0
+    """Seconds for one try."""
+    input_price: float | None = None
+    output_price: float | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    """``--engine-option NAME=VALUE``: what only this engine knows."""
+
+
+class Engine(Protocol):
+    """Answers one request at a time, many at once, on the event loop on which it was started.
+
+    ``generate`` is one try: it returns a Reply or raises RetryableError (RateLimited, Unreachable), PermanentError or
+    FatalError; it never retries by itself and never raises anything else.
+    """
+
+    @property
+    def name(self) -> str:
+        """``openai``, ``litellm``, ``mock``: goes into the output line."""
+
+    @property
+    def provider(self) -> str:
+        """Who answers, for cache keys: two engines with equal providers are taken to give equal answers."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests it wants at once."""
+
+    async def start(self) -> None:
+        """Open what it needs. Raises FatalError when it cannot ever work (a missing key or package)."""
+
+    async def generate(self, request: Request) -> Reply: ...
+
+    async def health(self) -> None:
+        """Raises Unreachable or FatalError with a sentence when it could not serve now. Must not cost money."""
+
+    async def close(self) -> None: ...

@@ -1,0 +1,103 @@
+"""The outcome of one request: a success or a failure, and the line it becomes in the results.
+
+The shape is OpenAI's Batch output line plus one object ``synthgen`` of our own. A provider's body travels as the bytes
+it came in; it is never parsed and written again on the hot path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+CANCELLED: Final = "batch_cancelled"
+EXPIRED: Final = "batch_expired"
+TIMED_OUT: Final = "request_timeout"
+
+NEVER_RAN: Final = {
+    CANCELLED: "Not executed: the batch was cancelled.",
+    EXPIRED: "Not executed before the completion window ended.",
+}
+"""Error codes of requests that were never asked, with their messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What an engine gives for one call that succeeded: the provider's JSON on one line, and what it cost.
+
+    ``cost`` is in US dollars, None where unknown. ``revision`` names the weights where the engine knows them.
+    """
+
+    body: bytes
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float | None = None
+    status_code: int = 200
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """The outcome of one request. ``error_code`` is None for a success, and for nothing else.
+
+    ``body`` is the provider's JSON, kept for refusals too; ``status_code`` is None when there was no reply.
+    ``cost`` is money paid now; for a cached response it is what was saved.
+    """
+
+    line: int
+    custom_id: str
+    body: bytes | None
+    status_code: int | None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float | None = None
+    cached: bool = False
+    attempts: int = 1
+    latency_ms: int = 0
+    engine: str = ""
+    model: str = ""
+    request_id: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        return self.error_code is None
+
+
+def never_ran(line: int, custom_id: str, code: str) -> Response:
+    """The failure of a request that was not asked because its batch ended; ``code`` is one of ``NEVER_RAN``."""
+    return Response(line, custom_id, None, None, attempts=0, error_code=code, error_message=NEVER_RAN[code])
+
+
+def output_line(batch_id: str, response: Response) -> bytes:
+    """The response as one line of the results, with its newline.
+
+    A refusal by the provider keeps its HTTP status and body and has ``error: null``, as OpenAI does it; without a
+    reply ``response`` is null and ``error`` says why.
+    """
+    line: dict[str, Any] = {
+        "id": f"batch_req_{batch_id.removeprefix('batch_')}_{response.line}",
+        "custom_id": response.custom_id,
+        "response": None,
+        "error": None,
+        "synthgen": {
+            "line": response.line,
+            "cached": response.cached,
+            "attempts": response.attempts,
+            "latency_ms": response.latency_ms,
+            "cost": response.cost,
+            "engine": response.engine,
+            "model": response.model,
+        },
+    }
+    if response.body is not None and response.status_code is not None:
+        line["response"] = {
+            "status_code": response.status_code,
+            "request_id": response.request_id or "",
+            "body": orjson.Fragment(response.body),
+        }
+    if line["response"] is None or (response.error_code is not None and 200 <= (response.status_code or 0) < 300):
+        line["error"] = {"code": response.error_code, "message": response.error_message}
+    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)

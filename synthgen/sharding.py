@@ -1,0 +1,163 @@
+"""A stream of bytes becomes lines, lines become shards: byte ranges of the input object; and where objects live.
+
+Nothing here grows with the input but the list of shards (one small value for each few hundred lines).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from itertools import chain
+
+from synthgen.batch import SHARED, Shard
+
+PREFIX = "batches/"
+
+
+def input_key(batch_id: str) -> str:
+    return f"{PREFIX}{batch_id}/input.jsonl"
+
+
+def result_key(batch_id: str, number: int, token: int) -> str:
+    """The token is in the name, so that no attempt can overwrite another's result."""
+    return f"{PREFIX}{batch_id}/results/{number:08d}-{token}.jsonl"
+
+
+def manifest_key(batch_id: str) -> str:
+    return f"{PREFIX}{batch_id}/manifest.json"
+
+
+def batch_of(key: str) -> str | None:
+    """The batch id in a key, or None for a key that is not ours."""
+    parts = key.split("/")
+    return parts[1] if len(parts) > 2 and parts[0] + "/" == PREFIX else None
+
+
+def split_lines(chunks: Iterable[bytes], *, max_bytes: int) -> Iterator[list[tuple[bytes, int]]]:
+    """Lines in lists, one list a chunk: each line without its line end, and its length in the stream with it.
+
+    A line longer than ``max_bytes`` comes cut to ``max_bytes`` + 1 bytes with its true length, so that memory stays
+    bounded and the caller can still tell. The last line needs no newline.
+    """
+    held = bytearray()
+    dropped = 0
+    for chunk in chunks:
+        pieces = chunk.split(b"\n")
+        lines: list[tuple[bytes, int]] = []
+        if len(pieces) > 1:
+            first = bytes(held) + pieces[0] if held else pieces[0]
+            lines.append((first, len(first) + dropped + 1))
+            lines.extend((piece, len(piece) + 1) for piece in pieces[1:-1])
+            held.clear()
+            dropped = 0
+        room = max_bytes + 2 - len(held)
+        tail = pieces[-1]
+        held += tail[:room] if room > 0 else b""
+        dropped += max(0, len(tail) - max(room, 0))
+        yield [(line.removesuffix(b"\r"), size) for line, size in lines]
+    if held:
+        yield [(bytes(held).removesuffix(b"\r"), len(held) + dropped)]
+
+
+class ShardCutter:
+    """Cuts a shard after ``max_requests`` requests or ``max_bytes`` bytes, whichever comes first."""
+
+    def __init__(self, *, max_requests: int, max_bytes: int) -> None:
+        self._max_requests = max_requests
+        self._max_bytes = max_bytes
+        self.shards: list[Shard] = []
+        self.position = 0
+        self.line = 0
+        self._start = 0
+        self._first_line = 1
+        self._requests = 0
+
+    def add(self, size: int, *, is_request: bool) -> None:
+        """The next line of the stream, ``size`` bytes with its line end. Long stretches without a request join no shard."""
+        if self._requests and (self._requests >= self._max_requests or self.position - self._start + size > self._max_bytes):
+            self._cut()
+        elif not self._requests and self.position - self._start + size > self._max_bytes:
+            self._start, self._first_line = self.position, self.line + 1
+        self.position += size
+        self.line += 1
+        self._requests += is_request
+
+    def finish(self) -> list[Shard]:
+        """All shards; lines after the last request may belong to none."""
+        if self._requests:
+            self._cut()
+        return self.shards
+
+    def _cut(self) -> None:
+        number, lines = len(self.shards), self.line - self._first_line + 1
+        self.shards.append(Shard(number, self._start, self.position, self._first_line, lines, self._requests))
+        self._start, self._first_line, self._requests = self.position, self.line + 1, 0
+
+
+class RepeatIndex:
+    """Finds equal values among millions of lines in twelve bytes each.
+
+    A value is kept as 72 bits of its BLAKE2b hash (eight of them choose a bucket) with its line number: two different
+    values of a ten-million-line batch are taken for equal with a probability of 1e-8.
+    """
+
+    _WIDTH = 12
+
+    def __init__(self) -> None:
+        self._buckets = [bytearray() for _ in range(256)]
+
+    def add(self, digest: bytes, line: int) -> None:
+        """``digest``: at least nine bytes of a cryptographic hash."""
+        self._buckets[digest[0]] += digest[1:9] + line.to_bytes(4, "big")
+
+    def repeats(self) -> Iterator[list[int]]:
+        """The line numbers of each value that occurs more than once, ascending; groups in no order."""
+        width = self._WIDTH
+        for bucket in self._buckets:
+            values = [bytes(bucket[i : i + 8]) for i in range(0, len(bucket), width)]
+            if len(set(values)) == len(values):
+                continue
+            groups: dict[bytes, list[int]] = {}
+            for index, value in enumerate(values):
+                at = index * width + 8
+                groups.setdefault(value, []).append(int.from_bytes(bucket[at : at + 4], "big"))
+            yield from (sorted(lines) for lines in groups.values() if len(lines) > 1)
+
+
+def id_digest(custom_id: str) -> bytes:
+    return blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=9).digest()
+
+
+class Marks:
+    """Occurrence numbers of repeated lines, four bytes a line once there is any: k-th sample, or ``SHARED``."""
+
+    def __init__(self, lines: int) -> None:
+        self._lines = lines
+        self._numbers: array[int] | None = None
+
+    def set(self, line: int, mark: int) -> None:
+        if self._numbers is None:
+            self._numbers = array("i", bytes(4 * (self._lines + 1)))
+        self._numbers[line] = mark
+
+    def of(self, shard: Shard) -> tuple[tuple[int, int], ...]:
+        if self._numbers is None:
+            return ()
+        lines = range(shard.first_line, shard.first_line + shard.lines)
+        return tuple((line, mark) for line, mark in zip(lines, self._numbers[lines.start : lines.stop], strict=True) if mark)
+
+
+def mark_repeats(marks: Marks, group: list[int], *, deterministic: bool) -> None:
+    """Give the lines of equal requests their marks: all share one answer, or the k-th asks for the k-th sample."""
+    if deterministic:
+        for line in group:
+            marks.set(line, SHARED)
+    else:
+        for occurrence, line in enumerate(group[1:], start=2):
+            marks.set(line, occurrence)
+
+
+def flatten_marks(marks: Iterable[tuple[int, int]]) -> list[int]:
+    """As one list of numbers, the form in which they are stored."""
+    return list(chain.from_iterable(marks))
