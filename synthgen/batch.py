@@ -10,6 +10,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from synthgen.errors import BadInput
+from synthgen.request import INPUT_FIELD, LineRules, template
 from synthgen.states import BatchState, ShardState
 
 
@@ -64,6 +66,22 @@ class BatchOptions:
     shard_bytes: int = 4_000_000
     max_line_bytes: int = 64_000_000
 
+    def rules(self, *, engine_model: str | None = None) -> LineRules:
+        """How this batch's lines become requests; ``engine_model`` serves where neither line nor batch names a model.
+
+        Raises BadInput when the prompt template cannot be read or the endpoint is unknown.
+        """
+        if self.endpoint is not None and self.endpoint not in INPUT_FIELD:
+            raise BadInput(f"Unknown endpoint {self.endpoint!r}: use one of {', '.join(INPUT_FIELD)}.")
+        return LineRules(
+            endpoint=self.endpoint,
+            model=self.model or engine_model,
+            defaults=self.defaults,
+            system=self.system,
+            render=None if self.prompt is None else template(self.prompt),
+            max_bytes=self.max_line_bytes,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:
@@ -84,15 +102,6 @@ class Shard:
 
 SHARED = -1
 """The mark of a deterministic line that occurs more than once: it runs once, all get its answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """One input line that cannot run: 1-based line number, OpenAI's error code, reason."""
-
-    line: int
-    code: str
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +132,9 @@ class Batch:
 
     def __post_init__(self) -> None:
         if self.input_lines != self.total + self.rejected:
-            raise ValueError(f"{self.id}: {self.input_lines} lines are not {self.total} requests and {self.rejected} rejected")
+            raise ValueError(
+                f"{self.id}: {self.input_lines} lines are not {self.total} requests and {self.rejected} rejected"
+            )
 
     @property
     def cache_namespace(self) -> str:

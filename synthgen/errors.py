@@ -1,6 +1,6 @@
 """Everything that synthgen raises on purpose, and which of it is worth another try.
 
-A request that fails is data (a ``Response``), never an exception; exceptions are for lines, shards, batches and services::
+A request that fails is data (a ``Response``), never an exception; exceptions are for shards, batches and services::
 
     SynthgenError
     ├── BadInput                  the user's file, option or setting is wrong
@@ -48,7 +48,9 @@ class InvalidLines(BadInput):
 
     def __init__(self, first: Sequence[object], total: int) -> None:
         noun = "line" if total == 1 else "lines"
-        super().__init__(f"{total:,} invalid {noun}; nothing was stored. Correct them, or use --on-invalid skip to run the others.")
+        super().__init__(
+            f"{total:,} invalid {noun}; nothing was stored. Correct them, or use --on-invalid skip to run the others."
+        )
         self.first = tuple(first)
         self.total = total
 
@@ -80,7 +82,7 @@ class ServiceUnavailable(SynthgenError):
 class EngineError(SynthgenError):
     """What went wrong with one call to an engine.
 
-    ``status_code`` and ``body`` are the provider's reply, where there was one; ``code`` is the error code of the output line.
+    ``status_code`` and ``body`` are the provider's reply, where there was one; ``code`` goes into the output line.
     """
 
     def __init__(self, message: str, *, code: str, status_code: int | None = None, body: bytes | None = None) -> None:

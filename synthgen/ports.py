@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from synthgen.batch import Attempt, Batch, Counts, Directive, Progress, Rejected, Shard
+from synthgen.batch import Attempt, Batch, Counts, Directive, Progress, Shard
+from synthgen.request import Rejected
 from synthgen.states import BatchState, ShardState
 
 
@@ -98,7 +99,7 @@ class BatchStore(Protocol):
     def create(self, batch: Batch, shards: Sequence[Shard], rejected: Iterable[Rejected]) -> Batch:
         """Store a new batch with all its shards (``pending``) and rejected lines, all or nothing.
 
-        Returns the batch that now stands for this fingerprint: another, older one when an unfinished batch has the same.
+        Returns the batch that now stands for this fingerprint: an older one, when it is unfinished and has the same.
         """
 
     def find_unfinished(self, fingerprint: str) -> Batch | None:
@@ -123,7 +124,7 @@ class BatchStore(Protocol):
         """In line order, streamed."""
 
     def shards(self, batch_id: str) -> Iterator[ShardStatus]:
-        """In input order, streamed; ``marks`` are left out. A reading of its own per page: later shards may be newer."""
+        """In input order, streamed, without ``marks``. Each page is a reading of its own: later shards may be newer."""
 
     def find_request(self, batch_id: str, *, line: int | None = None, custom_id: str | None = None) -> StoredRequest:
         """The finished request with this line number or custom_id. Raises NotFound."""
@@ -132,7 +133,8 @@ class BatchStore(Protocol):
         """Failed requests in line order, streamed."""
 
     def error_groups(self, batch_id: str) -> list[ErrorGroup]:
-        """By cause, commonest first; rows of sealed shards, and shards cancelled before they ran as ``batch_cancelled`` or ``batch_expired``."""
+        """By cause, commonest first: rows of sealed shards, and the requests of cancelled shards under the code of
+        ``response.NEVER_RAN`` that fits the batch's state (their message and line, custom_id empty)."""
 
     def move(self, batch_id: str, to: BatchState, *, reason: str | None = None) -> Batch:
         """Change the batch's state and set ``reason`` and the state's time stamp. Raises NotFound or StateConflict."""
@@ -169,7 +171,7 @@ class BatchStore(Protocol):
         """
 
     def heartbeat(self, beats: Sequence[Beat], *, lease: float) -> Mapping[int, Directive]:
-        """Extend the leases and store the counts; what each batch wants now, by token (LOST where the token is gone)."""
+        """Extend the leases and store the counts; by token what each batch wants now (LOST: the token is gone)."""
 
     def seal(self, attempt: Attempt, result: SealedResult, rows: Iterable[RequestRow]) -> None:
         """Replace the shard's request rows, set counts and result, turn it done: once per token, safe to repeat.
@@ -181,7 +183,7 @@ class BatchStore(Protocol):
         """Give the shard back (running → pending); nothing happens when the lease is lost already."""
 
     def rescue(self, *, owners: Sequence[str] = ()) -> list[str]:
-        """Turn running shards whose lease ran out, or whose owner is one of ``owners``, to pending; the batches touched."""
+        """Running shards whose lease ran out or whose owner is in ``owners`` become pending; the batches touched."""
 
     def owners(self) -> list[str]:
         """Who holds running shards now."""
@@ -233,7 +235,7 @@ class ResponseCache(Protocol):
         """Store answers. An existing entry stays, unless it is expired or was stored before ``replace_before``."""
 
     def reserve(self, keys: Sequence[bytes], *, owner: int, lease: float) -> set[bytes]:
-        """Announce that ``owner`` (a token) is about to ask these; those that nobody else has announced. Extends its own."""
+        """Announce that ``owner`` (a token) is about to ask these; those that nobody else had announced before."""
 
     def unreserve(self, *, owner: int) -> None:
         """Take back all announcements of ``owner``."""
@@ -242,7 +244,7 @@ class ResponseCache(Protocol):
         """Remove the entries that match all that is given (age in seconds); how many."""
 
     def shrink(self, *, max_bytes: int | None) -> int:
-        """Remove expired entries and forgotten announcements, then the oldest until at most ``max_bytes`` are left; how many."""
+        """Remove expired entries and old announcements, then the oldest until ``max_bytes`` are left; how many."""
 
     def stats(self) -> list[CacheStats]:
         """Largest first."""
@@ -314,7 +316,7 @@ class Source(Protocol):
         """The content. Raises BadInput when it cannot be read."""
 
     def copy_to(self, key: str) -> bool:
-        """Copy to ``key`` inside the object store without sending the bytes through here; False where that is impossible.
+        """Copy to ``key`` inside the object store, not sending the bytes through here; False where that is impossible.
 
         Raises BadInput when the content is no longer what ``chunks`` gave.
         """

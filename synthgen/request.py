@@ -16,7 +16,6 @@ from typing import Any, Final
 
 import orjson
 
-from synthgen.batch import BatchOptions, Rejected
 from synthgen.errors import BadInput
 
 CHAT: Final = "/v1/chat/completions"
@@ -24,7 +23,12 @@ COMPLETIONS: Final = "/v1/completions"
 EMBEDDINGS: Final = "/v1/embeddings"
 RESPONSES: Final = "/v1/responses"
 
-INPUT_FIELD: Final[Mapping[str, str]] = {CHAT: "messages", COMPLETIONS: "prompt", EMBEDDINGS: "input", RESPONSES: "input"}
+INPUT_FIELD: Final[Mapping[str, str]] = {
+    CHAT: "messages",
+    COMPLETIONS: "prompt",
+    EMBEDDINGS: "input",
+    RESPONSES: "input",
+}
 """The endpoints of the batch line format and the body field that each cannot do without."""
 
 KEY_VERSION: Final = b"synthgen-1"
@@ -37,7 +41,7 @@ _BOM: Final = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One line that can run. ``body`` is complete (defaults applied); ``base_key`` names endpoint and body, 32 bytes."""
+    """One line that can run. ``body`` has its defaults applied; ``base_key`` names endpoint and body, 32 bytes."""
 
     line: int
     custom_id: str
@@ -60,22 +64,14 @@ class LineRules:
     """Turns a raw row into a prompt; raises KeyError for a field the row lacks."""
     max_bytes: int = 64_000_000
 
-    @classmethod
-    def of(cls, options: BatchOptions, *, engine_model: str | None = None) -> LineRules:
-        """The rules of a batch; ``engine_model`` fills in where neither line nor batch names a model.
 
-        Raises BadInput when the prompt template cannot be read or the endpoint is unknown.
-        """
-        if options.endpoint is not None and options.endpoint not in INPUT_FIELD:
-            raise BadInput(f"Unknown endpoint {options.endpoint!r}: use one of {', '.join(INPUT_FIELD)}.")
-        return cls(
-            endpoint=options.endpoint,
-            model=options.model or engine_model,
-            defaults=options.defaults,
-            system=options.system,
-            render=None if options.prompt is None else template(options.prompt),
-            max_bytes=options.max_line_bytes,
-        )
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """One input line that cannot run: 1-based line number, OpenAI's error code, reason."""
+
+    line: int
+    code: str
+    message: str
 
 
 class _LineError(Exception):
@@ -116,12 +112,12 @@ def base_key(url: str, body: Mapping[str, Any]) -> bytes:
 
 
 def cache_key(base: bytes, *, scope: bytes, occurrence: int = 1) -> bytes:
-    """The key of one answer: ``scope`` (see ``cache_scope``), the question, and which sample of it this is; 32 bytes."""
+    """The key of one answer: who answers (``cache_scope``), the question, which sample of it; 32 bytes."""
     return blake2b(scope + base + occurrence.to_bytes(8, "big"), digest_size=32).digest()
 
 
 def cache_scope(*, namespace: str, provider: str, revision: str = "") -> bytes:
-    """Who answered for whom: namespace, provider, model revision, each length-prefixed so that none runs into the next."""
+    """Who answers for whom: namespace, provider and model revision, length-prefixed; 32 bytes."""
     parts = (namespace.encode(), provider.encode(), revision.encode())
     return blake2b(b"".join(len(p).to_bytes(4, "big") + p for p in parts), digest_size=32).digest()
 
@@ -134,7 +130,9 @@ def template(text: str) -> Callable[[Mapping[str, Any]], str]:
     try:
         pieces = [(literal, name) for literal, name, _, _ in Formatter().parse(text)]
     except ValueError as error:
-        raise BadInput(f"The prompt template cannot be read ({error}); write {{field}} for a field and {{{{ for a brace.") from error
+        raise BadInput(
+            f"The prompt template cannot be read ({error}); write {{field}} for a field and {{{{ for a brace."
+        ) from error
     if not any(name for _, name in pieces) or any(name == "" for _, name in pieces):
         raise BadInput("The prompt template must name fields of the rows, for example --prompt 'Solve: {question}'.")
     return lambda row: "".join(literal + (_text(row[name]) if name is not None else "") for literal, name in pieces)
@@ -202,7 +200,10 @@ def _from_simple(row: dict[str, Any], endpoint: str) -> dict[str, Any]:
         if not isinstance(prompt, str):
             raise _LineError("invalid_request", f"Field 'prompt' is {_kind(prompt)}, not a string.")
     if wanted not in row:
-        raise _LineError("invalid_request", f"Line has neither 'body' nor 'prompt' nor '{wanted}'; for other rows use --prompt 'TEMPLATE'.")
+        raise _LineError(
+            "invalid_request",
+            f"Line has neither 'body' nor 'prompt' nor '{wanted}'; for other rows use --prompt 'TEMPLATE'.",
+        )
     return row
 
 
@@ -211,7 +212,9 @@ def _from_template(row: dict[str, Any], rules: LineRules) -> dict[str, Any]:
     try:
         prompt = rules.render(row)
     except KeyError as missing:
-        raise _LineError("invalid_request", f"The row has no field '{missing.args[0]}', which the prompt template names.") from None
+        raise _LineError(
+            "invalid_request", f"The row has no field '{missing.args[0]}', which the prompt template names."
+        ) from None
     return _from_simple({"prompt": prompt}, rules.endpoint or CHAT)
 
 
@@ -230,7 +233,11 @@ def _complete(body: dict[str, Any], url: str, rules: LineRules) -> None:
     if content is None:
         raise _LineError("invalid_request", f"Field 'body' has no '{wanted}'.")
     if wanted == "messages":
-        if not isinstance(content, list) or not content or not all(isinstance(m, dict) and "role" in m for m in content):
+        if (
+            not isinstance(content, list)
+            or not content
+            or not all(isinstance(m, dict) and "role" in m for m in content)
+        ):
             raise _LineError("invalid_request", "Field 'messages' must be a non-empty list of objects with a 'role'.")
         if rules.system is not None and content[0]["role"] not in ("system", "developer"):
             body["messages"] = [{"role": "system", "content": rules.system}, *content]

@@ -27,7 +27,7 @@ class RetryPolicy:
 
 def backoff(policy: RetryPolicy, failures: int, *, rng: Callable[[], float] = random.random) -> float:
     """Seconds to wait after the ``failures``-th failure (1-based): full jitter over an exponential ceiling."""
-    ceiling = min(policy.cap, policy.base * 2 ** min(failures - 1, 30))
+    ceiling = min(policy.cap, policy.base * 2.0 ** min(failures - 1, 30))
     return ceiling * rng()
 
 

@@ -74,8 +74,10 @@ class ShardCutter:
         self._requests = 0
 
     def add(self, size: int, *, is_request: bool) -> None:
-        """The next line of the stream, ``size`` bytes with its line end. Long stretches without a request join no shard."""
-        if self._requests and (self._requests >= self._max_requests or self.position - self._start + size > self._max_bytes):
+        """The next line of the stream, ``size`` bytes with its line end. Long stretches of bad lines join no shard."""
+        if self._requests and (
+            self._requests >= self._max_requests or self.position - self._start + size > self._max_bytes
+        ):
             self._cut()
         elif not self._requests and self.position - self._start + size > self._max_bytes:
             self._start, self._first_line = self.position, self.line + 1
@@ -145,7 +147,9 @@ class Marks:
         if self._numbers is None:
             return ()
         lines = range(shard.first_line, shard.first_line + shard.lines)
-        return tuple((line, mark) for line, mark in zip(lines, self._numbers[lines.start : lines.stop], strict=True) if mark)
+        return tuple(
+            (line, mark) for line, mark in zip(lines, self._numbers[lines.start : lines.stop], strict=True) if mark
+        )
 
 
 def mark_repeats(marks: Marks, group: list[int], *, deterministic: bool) -> None:
