@@ -208,6 +208,13 @@ class CacheEntry:
     cost: float | None
     ttl: int | None = None
     """Seconds from when it is stored; None keeps it."""
+    origin: int = 0
+    """Which request of which batch paid for it (``run_shard.origin``, 63 bits): going on after a crash, its own
+    answer counts as paid, not as cached."""
+    attempts: int = 1
+    latency_ms: int = 0
+    status_code: int = 200
+    request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,157 @@
+"""All settings in one frozen value; the only reader of the environment.
+
+A value comes from a ``SYNTHGEN_*`` variable, else from ``synthgen.toml`` (in the current folder, or where
+``SYNTHGEN_CONFIG`` says), else from its default; ``origins`` remembers which. Passed in, never imported as a global.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+from synthgen.errors import BadSetting
+
+CONFIG_NAME: Final = "synthgen.toml"
+_PREFIX: Final = "SYNTHGEN_"
+_BORROWED: Final = {"api_key": "OPENAI_API_KEY", "base_url": "OPENAI_BASE_URL"}
+"""Settings that fall back to a variable that the field's other tools read."""
+
+
+class Settings(BaseModel):
+    """What is in force. Times in seconds, sizes in bytes, prices in US dollars per million tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("synthgen")),
+        description="Folder for embedded state: database, files, logs.",
+    )
+    database_url: str | None = Field(None, description="PostgreSQL; without it a private one runs in home.")
+    broker_url: str | None = Field(None, description="RabbitMQ (amqp://…); without it messages are files in home.")
+    redis_url: str | None = Field(None, description="Redis, where Celery keeps what Flower and others may ask for.")
+    storage_url: str | None = Field(None, description="s3://bucket/prefix or a folder; without it home/objects.")
+    s3_endpoint_url: str | None = Field(None, description="Where S3 is, unless it is Amazon's.")
+    s3_region: str | None = Field(None, description="Region of the bucket.")
+    queue_prefix: str = Field("synthgen", min_length=1, description="Queues are named <prefix>.<pool>.")
+    database_patience: float = Field(300.0, ge=0, description="How long a worker waits for a database that is away.")
+
+    engine: str | None = Field(None, description="Engine of run and worker: openai, litellm, mock.")
+    model: str | None = Field(None, description="Model for requests that name none.")
+    base_url: str | None = Field(None, description="OpenAI-compatible server (also OPENAI_BASE_URL).")
+    api_key: str | None = Field(None, repr=False, description="Its key (also OPENAI_API_KEY).")
+    provider: str | None = Field(None, description="Name in cache keys instead of the server's host.")
+    in_flight: int | None = Field(None, ge=1, description="Requests in flight per worker; default by engine.")
+    request_timeout: float = Field(600.0, gt=0, description="One try of one request.")
+    request_deadline: float = Field(900.0, gt=0, description="All tries of one request.")
+    attempts: int = Field(5, ge=1, description="Tries that the provider answers badly before a request has failed.")
+    unreachable_after: float = Field(60.0, gt=0, description="Silence of an endpoint that pauses the batch.")
+    input_price: float | None = Field(None, ge=0, description="Per million prompt tokens, where the engine knows none.")
+    output_price: float | None = Field(None, ge=0, description="Per million completion tokens, likewise.")
+
+    lease: float = Field(20.0, gt=1, description="A worker that is silent for this long loses its shards.")
+    heartbeat: float = Field(2.0, gt=0, description="Between signs of life.")
+    checkpoint: float = Field(0.5, gt=0, le=2, description="Between writes of finished responses to the cache.")
+    grace: float = Field(20.0, ge=0, description="What requests in flight get when a worker stops or a batch pauses.")
+    resend_after: float = Field(60.0, gt=0, description="A queued shard that nobody claimed is sent again.")
+    orphan_age: float = Field(86_400.0, ge=0, description="Objects that no row points at are removed after this.")
+    upkeep_every: float = Field(5.0, gt=0, description="Between rounds of upkeep, over all processes.")
+    window: int = Field(8, ge=1, description="Shards of a batch waiting in the queue beyond as many as are running.")
+    cache_max_bytes: int | None = Field(None, ge=0, description="Size of the response cache; without it, no limit.")
+
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def origins(self) -> Mapping[str, str]:
+        """Where each value came from: a variable's name, a file, or ``default``."""
+        return {name: self._origins.get(name, "default") for name in type(self).model_fields}
+
+    @property
+    def embedded(self) -> bool:
+        """Nothing set that leads to a server: one host, private database, files."""
+        return self.database_url is None and self.broker_url is None and self.storage_url is None
+
+    @property
+    def objects_url(self) -> str:
+        return self.storage_url or str(self.home / "objects")
+
+    def shown(self) -> dict[str, str | None]:
+        """The values as text, secrets masked."""
+        return {name: _masked(name, getattr(self, name)) for name in type(self).model_fields}
+
+
+def load_settings(environ: Mapping[str, str] | None = None, *, folder: Path | None = None) -> Settings:
+    """Read environment and file. Raises BadSetting with one sentence naming the variable or the file."""
+    environ = os.environ if environ is None else environ
+    origins: dict[str, str] = {}
+    values = _from_file(environ, folder or Path.cwd(), origins)
+    for name in Settings.model_fields:
+        variable = _PREFIX + name.upper()
+        if environ.get(variable):
+            values[name], origins[name] = environ[variable], variable
+        elif name not in values and environ.get(_BORROWED.get(name, "")):
+            values[name], origins[name] = environ[_BORROWED[name]], _BORROWED[name]
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        raise BadSetting(_sentence(error, origins)) from error
+    settings._origins.update(origins)  # noqa: SLF001 - our own class, frozen for everyone else
+    return settings
+
+
+def export_settings(settings: Settings) -> dict[str, str]:
+    """The settings as variables, for a child process that is to see the same."""
+    return {
+        _PREFIX + name.upper(): str(getattr(settings, name))
+        for name in Settings.model_fields
+        if name in settings._origins  # noqa: SLF001 - see load_settings
+    }
+
+
+def _from_file(environ: Mapping[str, str], folder: Path, origins: dict[str, str]) -> dict[str, Any]:
+    named = environ.get(_PREFIX + "CONFIG")
+    path = Path(named) if named else folder / CONFIG_NAME
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if named:
+            raise BadSetting(f"SYNTHGEN_CONFIG names {path}, which does not exist.") from None
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadSetting(f"{path} cannot be read: {error}.") from error
+    origins.update(dict.fromkeys(values, str(path)))
+    return values
+
+
+def _sentence(error: ValidationError, origins: Mapping[str, str]) -> str:
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else "?"
+    where = origins.get(name, "default")
+    if first["type"] == "extra_forbidden":
+        return f"{where}: there is no setting '{name}'; 'synthgen config' lists them all."
+    return f"{where}: setting '{name}' is {first['input']!r}: {first['msg'].lower()}."
+
+
+def _masked(name: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if name == "api_key":
+        return "********"
+    if name.endswith("_url"):
+        return mask_url(str(value))
+    return str(value)
+
+
+def mask_url(url: str) -> str:
+    """The URL with its password hidden."""
+    parts = urlsplit(url)
+    if not parts.password:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username}:********@{host}"))
