@@ -172,6 +172,17 @@ COUNT_FIELDS = tuple(f.name for f in dataclasses.fields(Counts))
 
 
 @dataclass(frozen=True, slots=True)
+class EngineIdentity:
+    """Who answers, as far as cache keys are concerned; kept with the shard, so that anyone can find its checkpoint."""
+
+    name: str
+    provider: str
+    revision: str = ""
+    model: str | None = None
+    """What requests that name no model get."""
+
+
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """One try of a shard by a worker, named by its fencing token.
 
@@ -185,6 +196,8 @@ class Attempt:
     """1 for the first try of this shard."""
     rejected: frozenset[int] = frozenset()
     previous_key: str | None = None
+    engine: EngineIdentity | None = None
+    """That of this claim; of the attempt before, when the claim named none."""
     directive: Directive = Directive.GO
     """What the batch wanted at the moment of the claim."""
 

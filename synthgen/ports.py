@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from synthgen.batch import Attempt, Batch, Counts, Directive, Progress, Shard
+from synthgen.batch import Attempt, Batch, Counts, Directive, EngineIdentity, Progress, Shard
 from synthgen.request import Rejected
 from synthgen.states import BatchState, ShardState
 
@@ -163,11 +163,14 @@ class BatchStore(Protocol):
         Returns the numbers to send after commit.
         """
 
-    def claim(self, batch_id: str, *, number: int | None, owner: str, lease: float) -> Attempt | None:
+    def claim(
+        self, batch_id: str, *, number: int | None, owner: str, lease: float, engine: EngineIdentity | None = None
+    ) -> Attempt | None:
         """Take a pending or queued shard (None: the lowest that is free): new token, lease of ``lease`` seconds.
 
         None when there is nothing to take, or when the batch is neither in_progress nor cancelling. The attempt's
-        directive says whether the batch wants answers (GO) or only wants the shard closed (CANCEL, EXPIRE).
+        directive says whether the batch wants answers (GO) or only wants the shard closed (CANCEL, EXPIRE). ``engine``
+        is kept with the shard (as JSON); without one the shard keeps the last attempt's, and the attempt returns it.
         """
 
     def heartbeat(self, beats: Sequence[Beat], *, lease: float) -> Mapping[int, Directive]:
