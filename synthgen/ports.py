@@ -379,3 +379,7 @@ class Services:
 
 Notify = Callable[[str, int, int | None], None]
 """Progress of a long step: its name, units done, units in all where known."""
+
+
+def say_nothing(step: str, done: int, total: int | None) -> None:
+    """For callers that show no progress."""

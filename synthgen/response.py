@@ -92,6 +92,8 @@ def output_line(batch_id: str, response: Response) -> bytes:
             "model": response.model,
         },
     }
+    if response.error_code is not None:
+        line["synthgen"] |= {"error_code": response.error_code, "error_message": response.error_message}
     if response.body is not None and response.status_code is not None:
         line["response"] = {
             "status_code": response.status_code,
@@ -101,3 +103,29 @@ def output_line(batch_id: str, response: Response) -> bytes:
     if line["response"] is None or (response.error_code is not None and 200 <= (response.status_code or 0) < 300):
         line["error"] = {"code": response.error_code, "message": response.error_message}
     return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def read_output_line(line: bytes) -> Response:
+    """The response that ``output_line`` wrote. The body is written anew, its meaning unchanged."""
+    value = orjson.loads(line)
+    ours, reply, error = value["synthgen"], value["response"] or {}, value["error"] or {}
+    status = reply.get("status_code")
+    refused = status is not None and not 200 <= status < 300
+    usage = (reply.get("body") or {}).get("usage") or {} if not refused else {}
+    return Response(
+        line=ours["line"],
+        custom_id=value["custom_id"],
+        body=orjson.dumps(reply["body"]) if reply else None,
+        status_code=status,
+        prompt_tokens=usage.get("prompt_tokens", usage.get("input_tokens", 0)),
+        completion_tokens=usage.get("completion_tokens", usage.get("output_tokens", 0)),
+        cost=ours["cost"],
+        cached=ours["cached"],
+        attempts=ours["attempts"],
+        latency_ms=ours["latency_ms"],
+        engine=ours["engine"],
+        model=ours["model"],
+        request_id=reply.get("request_id") or None,
+        error_code=ours.get("error_code") or error.get("code"),
+        error_message=ours.get("error_message") or error.get("message"),
+    )

@@ -1,0 +1,143 @@
+"""Reads a batch's answers back: in input order, streamed from the shards' objects, nothing merged beforehand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from synthgen.batch import Batch
+from synthgen.errors import NotFound
+from synthgen.ports import Services, ShardStatus, StoredRequest
+from synthgen.request import Request, parse_line
+from synthgen.response import CANCELLED, EXPIRED, never_ran, output_line
+from synthgen.sharding import split_lines
+from synthgen.states import ENDED, BatchState, ShardState
+
+_PIECE = 1_000_000
+
+
+class Which(StrEnum):
+    """Which responses: all of them, the good ones, or the failed ones."""
+
+    ALL = "all"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ShownRequest:
+    """One request with all that is known of it, for ``show``."""
+
+    request: Request | None
+    input_line: bytes
+    stored: StoredRequest
+    output_line: dict[str, Any]
+
+
+def stream_results(
+    services: Services,
+    batch_id: str,
+    *,
+    which: Which = Which.ALL,
+    follow: bool = False,
+    wait: Callable[[float], None] = time.sleep,
+) -> Iterator[bytes]:
+    """Output lines in input order, in pieces of whole lines.
+
+    Of a running batch the sealed shards only; with ``follow`` it waits for each next one until the batch has ended.
+    """
+    nothing_after = -1
+    while True:
+        batch = services.store.get(batch_id)
+        for status in services.store.shards(batch_id):
+            number = status.shard.number
+            if number <= nothing_after:
+                continue
+            if follow and not _has_ended(status) and batch.state not in ENDED:
+                break
+            nothing_after = number
+            yield from _shard_lines(services, batch, status, which)
+        if not follow or nothing_after + 1 >= batch.shards:
+            return
+        wait(0.5)
+
+
+def texts(lines: Iterator[bytes]) -> Iterator[str]:
+    """Just the generated text of each response, one string a response; of failures an empty one."""
+    for piece in lines:
+        for line in piece.splitlines():
+            yield text_of(orjson.loads(line))
+
+
+def text_of(output: dict[str, Any]) -> str:
+    """The text in one output line: message, completion or response text; an embedding as JSON."""
+    body = (output["response"] or {}).get("body") or {}
+    if output["synthgen"].get("error_code") is not None:
+        return ""
+    if "choices" in body:
+        choice = (body["choices"] or [{}])[0]
+        return choice.get("text") or (choice.get("message") or {}).get("content") or ""
+    if "output" in body:
+        parts = [part for item in body["output"] for part in item.get("content") or []]
+        return "".join(part.get("text", "") for part in parts)
+    return orjson.dumps([item.get("embedding") for item in body.get("data", [])]).decode()
+
+
+def show(services: Services, batch_id: str, *, line: int | None = None, custom_id: str | None = None) -> ShownRequest:
+    """One finished request: what was asked, what came back. Raises NotFound."""
+    batch = services.store.get(batch_id)
+    stored = services.store.find_request(batch_id, line=line, custom_id=custom_id)
+    row = stored.row
+    output = services.objects.get(stored.result_key, start=row.offset, end=row.offset + row.length)
+    raw = _input_line(services, batch, stored)
+    parsed = parse_line(raw, row.line, batch.options.rules())
+    return ShownRequest(parsed if isinstance(parsed, Request) else None, raw, stored, orjson.loads(output))
+
+
+def _input_line(services: Services, batch: Batch, stored: StoredRequest) -> bytes:
+    for status in services.store.shards(batch.id):
+        if status.shard.number == stored.shard:
+            wanted = stored.row.line - status.shard.first_line
+            raw = services.objects.get(batch.input_key, start=status.shard.start, end=status.shard.end)
+            return raw.split(b"\n")[wanted].removesuffix(b"\r")
+    raise NotFound(f"{batch.id} has no shard {stored.shard}.")
+
+
+def _has_ended(status: ShardStatus) -> bool:
+    return status.state in (ShardState.DONE, ShardState.CANCELLED)
+
+
+def _shard_lines(services: Services, batch: Batch, status: ShardStatus, which: Which) -> Iterator[bytes]:
+    if status.result is None:
+        if status.state is ShardState.CANCELLED and which is not Which.SUCCEEDED:
+            yield from _never_ran_lines(services, batch, status)
+        return
+    counts = status.result.counts
+    if which is Which.ALL or (which is Which.SUCCEEDED and not counts.failed):
+        yield from services.objects.stream(status.result.key)
+    elif (which is Which.SUCCEEDED and counts.succeeded) or (which is Which.FAILED and counts.failed):
+        data = services.objects.get(status.result.key)
+        wanted = which is Which.SUCCEEDED
+        yield b"".join(line for line in data.splitlines(keepends=True) if _is_good(line) is wanted)
+
+
+def _is_good(line: bytes) -> bool:
+    return "error_code" not in orjson.loads(line)["synthgen"]
+
+
+def _never_ran_lines(services: Services, batch: Batch, status: ShardStatus) -> Iterator[bytes]:
+    """A shard that was cancelled before it began has no object: its lines are made from the input."""
+    shard, rules = status.shard, batch.options.rules()
+    code = EXPIRED if batch.state is BatchState.EXPIRED else CANCELLED
+    rejected = {r.line for r in services.store.rejected(batch.id)} if batch.rejected else set()
+    raw = services.objects.get(batch.input_key, start=shard.start, end=shard.end)
+    lines = (line for piece in split_lines([raw], max_bytes=rules.max_bytes) for line, _ in piece)
+    for number, line in enumerate(lines, start=shard.first_line):
+        request = None if number in rejected else parse_line(line, number, rules)
+        if isinstance(request, Request):
+            yield output_line(batch.id, never_ran(number, request.custom_id, code))

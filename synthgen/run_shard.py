@@ -1,0 +1,254 @@
+"""Runs one shard: claim it, answer what the cache knows, ask the engine for the rest, checkpoint, seal.
+
+Called by Celery tasks and by the embedded loop alike. A crash at any line costs the calls in flight: finished responses
+reach the cache within two seconds, and whoever claims the shard next finds them there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+from synthgen.answers import Answers
+from synthgen.batch import Attempt, Batch, Directive, EngineIdentity
+from synthgen.completion import fill_window, finish_batch
+from synthgen.engines.lane import Asking, Lane
+from synthgen.errors import FatalError, LostLease, ServiceUnavailable, StateConflict, SynthgenError
+from synthgen.keeper import Held, Keeper
+from synthgen.ports import SealedResult, Services
+from synthgen.response import CANCELLED, EXPIRED, never_ran
+from synthgen.sharding import result_key
+from synthgen.states import BatchState
+
+logger = logging.getLogger(__name__)
+
+_BUG_ATTEMPTS = 3
+"""Attempts that may end in an unexpected exception before the batch pauses for somebody to look."""
+_ENDING_CODES = {Directive.CANCEL: CANCELLED, Directive.EXPIRE: EXPIRED}
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What a process that runs shards has besides its services; ``stopping`` tells it to give its shards back."""
+
+    lane: Lane
+    keeper: Keeper
+    identity: EngineIdentity
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+
+def run_shard(services: Services, worker: Worker, batch_id: str, *, number: int | None = None) -> bool:
+    """Run one shard of the batch (None: the lowest that is free) to its end; False when there was none to claim.
+
+    Raises ServiceUnavailable when database or storage stay away; the shard then comes back when its lease runs out.
+    """
+    attempt = services.store.claim(
+        batch_id, number=number, owner=services.owner, lease=services.limits.lease, engine=worker.identity
+    )
+    if attempt is None:
+        return False
+    fill_window(services, attempt.batch)
+    with worker.keeper.keep(attempt) as held:
+        _guarded(services, _ShardRun(services, held, worker.identity, worker))
+    fill_window(services, attempt.batch)
+    finish_batch(services, batch_id)
+    return True
+
+
+def close_shards(services: Services, batch_id: str) -> int:
+    """Seal the shards that were begun and now only have to end (batch cancelled or expired); how many.
+
+    Their checkpointed answers are kept, the rest never ran. Needs no engine.
+    """
+    closed = 0
+    while True:
+        attempt = services.store.claim(batch_id, number=None, owner=services.owner, lease=services.limits.lease)
+        if attempt is None:
+            return closed
+        if attempt.directive is Directive.GO:  # resumed in the meantime: not ours to close
+            services.store.release(attempt)
+            return closed
+        _guarded(services, _ShardRun(services, Held(attempt), attempt.engine, None))
+        closed += 1
+
+
+def _guarded(services: Services, run: _ShardRun) -> None:
+    """Whatever goes wrong, the shard is given back; what needs a person pauses the batch with a sentence."""
+    attempt = run.attempt
+    try:
+        run.run()
+    except LostLease:
+        logger.warning("lease lost, nothing written: shard=%s/%d", attempt.batch.id, attempt.shard.number)
+    except FatalError as error:
+        services.store.release(attempt)
+        _pause(services, attempt.batch, error.message)
+    except ServiceUnavailable:
+        services.store.release(attempt)
+        raise
+    except SynthgenError as error:
+        services.store.release(attempt)
+        _pause(services, attempt.batch, str(error))
+    except Exception as error:
+        services.store.release(attempt)
+        logger.exception("shard failed: shard=%s/%d attempt=%d", attempt.batch.id, attempt.shard.number, attempt.number)
+        if attempt.number >= _BUG_ATTEMPTS:
+            _pause(services, attempt.batch, f"Shard {attempt.shard.number} failed {attempt.number} times: {error!r}.")
+    finally:
+        services.cache.unreserve(owner=attempt.token)
+
+
+def _pause(services: Services, batch: Batch, reason: str) -> None:
+    logger.error("batch paused: batch=%s: %s", batch.id, reason)
+    with contextlib.suppress(StateConflict):  # paused, cancelled or expired already: that stands
+        services.store.move(batch.id, BatchState.PAUSED, reason=reason)
+
+
+class _ShardRun:
+    """One attempt. Without a worker it only closes: the checkpoint is kept, nothing is asked."""
+
+    def __init__(self, services: Services, held: Held, identity: EngineIdentity | None, worker: Worker | None) -> None:
+        self.attempt: Attempt = held.attempt
+        self._services = services
+        self._held = held
+        self._worker = worker
+        self._answers = Answers(services, held.attempt, identity)
+
+    def run(self) -> None:
+        answers = self._answers
+        answers.read()
+        answers.carry_over()
+        misses = answers.look_up(answers.open())
+        self._held.counts = answers.counts
+        if misses and self._worker is not None and self._wanted() is Directive.GO:
+            self._ask(self._worker, misses)
+        self._end()
+
+    def _wanted(self) -> Directive:
+        """What batch and worker want now; a stopping worker gives back as if the batch were paused."""
+        directive = self._held.directive
+        if directive is Directive.GO and self._worker is not None and self._worker.stopping.is_set():
+            return Directive.PAUSE
+        return directive
+
+    def _ask(self, worker: Worker, lines: Sequence[int]) -> None:
+        """Ask the engine, checkpointing as answers come, until all are in or the attempt has to stop."""
+        requests, shared = self._answers.requests, self._answers.shared
+        repeats = _Repeats(self._services, self.attempt, self._answers, [line for line in lines if line in shared])
+        askings = [worker.lane.ask([requests[line] for line in lines if line not in shared])]
+        while self._wanted() is Directive.GO:
+            turn = repeats.turn()
+            if turn:
+                askings.append(worker.lane.ask([requests[line] for line in turn]))
+            _wait_for(askings, self._services.limits.checkpoint)
+            self._checkpoint(askings)
+            broken = next((asking.fatal for asking in askings if asking.fatal is not None), None)
+            if broken is not None:
+                self._drain(askings)
+                raise broken
+            if all(asking.finished for asking in askings):
+                if not self._answers.open():
+                    return
+                worker.stopping.wait(self._services.limits.checkpoint)  # others are asking what we wait for
+        self._drain(askings)
+
+    def _checkpoint(self, askings: Sequence[Asking]) -> None:
+        responses = [response for asking in askings for response in asking.take()]
+        if responses and self._held.directive is not Directive.LOST:
+            self._answers.checkpoint(responses)
+            self._held.counts = self._answers.counts
+
+    def _drain(self, askings: Sequence[Asking]) -> None:
+        """Send nothing more; what is in flight gets the grace time, unless the lease is lost."""
+        for asking in askings:
+            asking.stop()
+        deadline = time.monotonic() + self._services.limits.grace
+        while any(asking.outstanding for asking in askings) and self._held.directive is not Directive.LOST:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                break
+            _wait_for(askings, min(remaining, self._services.limits.checkpoint))
+            self._checkpoint(askings)
+        for asking in askings:
+            asking.abandon()
+        self._checkpoint(askings)
+
+    def _end(self) -> None:
+        """Seal if all is answered or the batch ends; otherwise give the shard back."""
+        directive, answers = self._wanted(), self._answers
+        if directive is Directive.LOST:
+            raise LostLease(f"{self.attempt.batch.id}: shard {self.attempt.shard.number}")
+        unanswered = answers.open()
+        if unanswered and directive not in _ENDING_CODES:
+            self._services.store.release(self.attempt)
+            return
+        for line in unanswered:
+            answers.settle(never_ran(line, answers.requests[line].custom_id, _ENDING_CODES[directive]))
+        self._seal(len(unanswered))
+
+    def _seal(self, never_ran_count: int) -> None:
+        rows, data = self._answers.results()
+        key = result_key(self.attempt.batch.id, self.attempt.shard.number, self.attempt.token)
+        self._services.objects.put(key, data)
+        digest = blake2b(data, digest_size=32).hexdigest()
+        result = SealedResult(key, len(data), digest, self._answers.counts, never_ran_count)
+        try:
+            self._services.store.seal(self.attempt, result, rows)
+        except LostLease:
+            self._services.objects.delete([key])
+            raise
+
+
+class _Repeats:
+    """Repeated deterministic lines: each question is asked by one attempt, the others take its answer.
+
+    Among the lines of this shard the first asks; among shards the one whose announcement in the cache came first. When
+    that one gives up or dies, its announcement goes or lapses and the next asks.
+    """
+
+    def __init__(self, services: Services, attempt: Attempt, answers: Answers, lines: Sequence[int]) -> None:
+        self._cache = services.cache
+        self._lease = 3 * services.limits.lease
+        self._token = attempt.token
+        self._answers = answers
+        self._lines = list(lines)
+        self._asked: dict[bytes, int] = {}
+
+    def turn(self) -> list[int]:
+        """Settle what has been answered since; the lines to ask now, one per question."""
+        answers = self._answers
+        self._lines = answers.open(self._lines)
+        self._share_failures()
+        self._lines = answers.look_up(answers.open(self._lines))
+        keys = sorted({answers.key(line) for line in self._lines})
+        if not keys:
+            return []
+        ours = self._cache.reserve(keys, owner=self._token, lease=self._lease)
+        self._lines = answers.look_up(self._lines)  # answered between looking and announcing
+        return self._first_of_each(ours)
+
+    def _share_failures(self) -> None:
+        for key, line in self._asked.items():
+            response = self._answers.responses.get(line)
+            if response is not None and not response.succeeded:
+                self._answers.share(response, [other for other in self._lines if self._answers.key(other) == key])
+
+    def _first_of_each(self, ours: set[bytes]) -> list[int]:
+        granted = []
+        for line in self._lines:
+            key = self._answers.key(line)
+            if key in ours and key not in self._asked:
+                self._asked[key] = line
+                granted.append(line)
+        return granted
+
+
+def _wait_for(askings: Sequence[Asking], seconds: float) -> None:
+    """Until all are settled, at most so long: a checkpoint's worth of answers at a time."""
+    deadline = time.monotonic() + seconds
+    for asking in askings:
+        asking.wait(max(0.0, deadline - time.monotonic()))

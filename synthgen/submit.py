@@ -1,0 +1,269 @@
+"""Turns input into a batch in one streaming pass: check, hash, store, cut; then one transaction makes it visible.
+
+Memory grows by about 25 bytes a line (two indexes of repeats) and by nothing else. A submit that is killed leaves an
+object that no row points at; upkeep removes it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import tempfile
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from hashlib import blake2b
+from itertools import islice
+from typing import IO, Self
+
+import orjson
+
+from synthgen.batch import Batch, BatchOptions, OnInvalid, Shard, new_batch_id
+from synthgen.completion import fill_window
+from synthgen.errors import BadInput, InvalidLines
+from synthgen.ports import Notify, ObjectWriter, Services, Source, say_nothing
+from synthgen.request import CHAT, LineRules, Rejected, Request, parse_line
+from synthgen.sharding import Marks, RepeatIndex, ShardCutter, id_digest, input_key, mark_repeats, split_lines
+from synthgen.states import BatchState
+
+_SHOWN = 20
+_COMPARABLE = 9
+"""Bytes of a request's key that the index of repeats keeps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """The batch that stands for the input now; ``attached`` when it was there already."""
+
+    batch: Batch
+    attached: bool
+
+
+def submit(
+    services: Services,
+    sources: Sequence[Source],
+    options: BatchOptions,
+    *,
+    name: str,
+    new: bool = False,
+    notify: Notify = say_nothing,
+) -> Submission:
+    """Store the lines of all sources, one after another, as one batch and queue its first shards.
+
+    The same content with the same options attaches to an unfinished batch, unless ``new``. Raises InvalidLines under
+    the policy ``fail``, BadInput when there is nothing to run; then nothing is stored.
+    """
+    options.rules()  # a bad template is told before anything is read
+    earlier = None if new else _find_before_reading(services, sources, options, notify)
+    if earlier is not None:
+        return _attach(services, earlier)
+    batch_id = new_batch_id()
+    with _Intake(services, batch_id, options) as intake:
+        intake.read(sources, notify)
+        batch = intake.store(name, salt=batch_id if new else "")
+    if batch.id != batch_id:
+        services.objects.delete([input_key(batch_id)])
+        return _attach(services, batch)
+    fill_window(services, batch)
+    return Submission(batch, attached=False)
+
+
+def _attach(services: Services, batch: Batch) -> Submission:
+    """Go on with an unfinished batch: the user who submits again wants it to run, so a pause ends."""
+    if batch.state is BatchState.PAUSED:
+        batch = services.store.move(batch.id, BatchState.IN_PROGRESS)
+    fill_window(services, batch)
+    return Submission(batch, attached=True)
+
+
+def _find_before_reading(
+    services: Services, sources: Sequence[Source], options: BatchOptions, notify: Notify
+) -> Batch | None:
+    """An unfinished batch of the same content, found by hashing alone; tried only where one of the same size exists."""
+    sizes = [source.size if source.rereadable else None for source in sources]
+    total = sum(size or 0 for size in sizes)
+    if None in sizes or not any(services.store.has_unfinished(total + extra) for extra in range(len(sources))):
+        return None
+    content, done = blake2b(digest_size=32), 0
+    for chunk in _joined(sources):
+        content.update(chunk)
+        done += len(chunk)
+        notify("comparing", done, total)
+    return services.store.find_unfinished(fingerprint(content.digest(), options, salt=""))
+
+
+def fingerprint(content: bytes, options: BatchOptions, *, salt: str) -> str:
+    """What makes two batches the same: the bytes of the input and the options as the user gave them."""
+    wanted = orjson.dumps(asdict(options), option=orjson.OPT_SORT_KEYS)
+    return blake2b(content + wanted + salt.encode(), digest_size=32).hexdigest()
+
+
+def _joined(sources: Iterable[Source]) -> Iterator[bytes]:
+    """The sources as one stream; a missing last newline is put in between two of them."""
+    last = b"\n"
+    for source in sources:
+        if last != b"\n":
+            yield b"\n"
+        for chunk in source.chunks():
+            if chunk:
+                yield chunk
+                last = chunk[-1:]
+
+
+class _Intake:
+    """One pass over the input. Leaving the block without ``store`` removes what was uploaded."""
+
+    def __init__(self, services: Services, batch_id: str, options: BatchOptions) -> None:
+        self._services = services
+        self._batch_id = batch_id
+        self._asked = options
+        self._rules: LineRules = options.rules()
+        self._content = blake2b(digest_size=32)
+        self._cutter = ShardCutter(max_requests=options.shard_requests, max_bytes=options.shard_bytes)
+        self._ids = RepeatIndex()
+        self._questions = {True: RepeatIndex(), False: RepeatIndex()}
+        self._rejected = _RejectedSpool()
+        self._requests = 0
+        self._cleanup = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cleanup.close()
+        self._rejected.close()
+
+    def read(self, sources: Sequence[Source], notify: Notify) -> None:
+        """Check, hash and cut all lines while they are uploaded. Raises InvalidLines or BadInput."""
+        size = sum(source.size or 0 for source in sources) if all(s.size is not None for s in sources) else None
+        key = input_key(self._batch_id)
+        if len(sources) == 1 and sources[0].copy_to(key):
+            self._cleanup.callback(self._services.objects.delete, [key])
+            self._check(self._services.objects.stream(key), None, size, notify)
+            self._judge()
+            return
+        with self._services.objects.writer(key) as writer:
+            self._check(_joined(sources), writer, size, notify)
+            self._judge()
+            writer.commit()
+        self._cleanup.callback(self._services.objects.delete, [key])
+
+    def store(self, name: str, *, salt: str) -> Batch:
+        """One transaction: batch, shards, rejected lines."""
+        shards = self._marked(self._cutter.finish())
+        options = replace(self._asked, endpoint=self._rules.endpoint or CHAT)
+        now = self._services.clock.now()
+        batch = Batch(
+            id=self._batch_id,
+            name=name,
+            state=BatchState.IN_PROGRESS,
+            options=options,
+            fingerprint=fingerprint(self._content.digest(), self._asked, salt=salt),
+            created_at=now,
+            expires_at=_after(now, options.completion_window),
+            input_key=input_key(self._batch_id),
+            input_bytes=self._cutter.position,
+            input_lines=self._requests + self._rejected.count,
+            total=self._requests,
+            rejected=self._rejected.count,
+            shards=len(shards),
+        )
+        stored = self._services.store.create(batch, shards, self._rejected.in_line_order())
+        if stored.id == self._batch_id:
+            self._cleanup.pop_all()
+        return stored
+
+    def _check(self, chunks: Iterable[bytes], writer: ObjectWriter | None, size: int | None, notify: Notify) -> None:
+        for lines in split_lines(self._tee(chunks, writer), max_bytes=self._rules.max_bytes):
+            for raw, length in lines:
+                self._line(raw, length)
+            notify("reading", self._cutter.position, size)
+
+    def _tee(self, chunks: Iterable[bytes], writer: ObjectWriter | None) -> Iterator[bytes]:
+        for chunk in chunks:
+            self._content.update(chunk)
+            if writer is not None:
+                writer.write(chunk)
+            yield chunk
+
+    def _line(self, raw: bytes, length: int) -> None:
+        number = self._cutter.line + 1
+        parsed = parse_line(raw, number, self._rules)
+        is_request = isinstance(parsed, Request)
+        self._cutter.add(length, is_request=is_request)
+        if isinstance(parsed, Request):
+            self._requests += 1
+            if self._rules.endpoint is None:
+                self._rules = replace(self._rules, endpoint=parsed.url)
+            self._ids.add(id_digest(parsed.custom_id), number)
+            self._questions[parsed.deterministic].add(parsed.base_key[:_COMPARABLE], number)
+        elif parsed is not None:
+            self._rejected.add(parsed)
+
+    def _judge(self) -> None:
+        """All lines are read: find repeated ids, then apply the policy for bad lines."""
+        self._reject_repeated_ids()
+        if self._rejected.count and self._asked.on_invalid is OnInvalid.FAIL:
+            raise InvalidLines(self._rejected.first(_SHOWN), self._rejected.count)
+        if not self._requests:
+            raise BadInput("The input has no line that can run." if self._rejected.count else "The input is empty.")
+
+    def _reject_repeated_ids(self) -> None:
+        """The first line with an id keeps it; the later ones are taken out of their shards."""
+        repeated = sorted((line, group[0]) for group in self._ids.repeats() for line in group[1:])
+        if not repeated:
+            return
+        lost: dict[int, int] = {}
+        shards = self._cutter.finish()
+        starts = [shard.first_line for shard in shards]
+        for line, first in repeated:
+            message = f"Field 'custom_id' is the same as on line {first:,}."
+            self._rejected.add_late(Rejected(line, "duplicate_custom_id", message))
+            number = bisect_right(starts, line) - 1
+            lost[number] = lost.get(number, 0) + 1
+        self._requests -= len(repeated)
+        for number, count in lost.items():
+            shards[number] = replace(shards[number], requests=shards[number].requests - count)
+
+    def _marked(self, shards: list[Shard]) -> list[Shard]:
+        """Tell the shards which of their lines ask what another line asks too."""
+        marks = Marks(self._cutter.line)
+        for deterministic, index in self._questions.items():
+            for group in index.repeats():
+                mark_repeats(marks, group, deterministic=deterministic)
+        return [replace(shard, marks=marks.of(shard)) for shard in shards]
+
+
+class _RejectedSpool:
+    """Rejected lines on disk, so that a file of nothing but garbage costs no memory."""
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="synthgen-rejected-")  # noqa: SIM115 - closed by close()
+        self._late: list[Rejected] = []
+        self.count = 0
+
+    def add(self, rejected: Rejected) -> None:
+        """In line order."""
+        self._file.write(orjson.dumps(rejected, option=orjson.OPT_APPEND_NEWLINE))
+        self.count += 1
+
+    def add_late(self, rejected: Rejected) -> None:
+        """What shows only when all lines are read; in line order among themselves."""
+        self._late.append(rejected)
+        self.count += 1
+
+    def in_line_order(self) -> Iterator[Rejected]:
+        self._file.seek(0)
+        early = (Rejected(**orjson.loads(line)) for line in self._file)
+        return heapq.merge(early, self._late, key=lambda rejected: rejected.line)
+
+    def first(self, count: int) -> list[Rejected]:
+        return list(islice(self.in_line_order(), count))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _after(moment: datetime, seconds: int | None) -> datetime | None:
+    return None if seconds is None else moment + timedelta(seconds=seconds)

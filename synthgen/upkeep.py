@@ -1,0 +1,113 @@
+"""Puts right what crashes, lost messages and passing time leave behind. Many may run it at once, any time.
+
+Beat runs it; where no beat runs, the workers do. ``turns`` in the store let one process per period do the work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+
+from synthgen.batch import Batch
+from synthgen.completion import fill_window, finish_batch
+from synthgen.control import wind_down
+from synthgen.errors import NotFound, ServiceUnavailable, SynthgenError
+from synthgen.owner import dead_owners
+from synthgen.ports import ObjectInfo, Services
+from synthgen.sharding import PREFIX, batch_of, input_key, manifest_key
+from synthgen.states import BatchState
+
+logger = logging.getLogger(__name__)
+
+_SWEEP_EVERY = 600.0
+_PAGE = 1_000
+_MOVING = (BatchState.IN_PROGRESS, BatchState.FINALIZING, BatchState.CANCELLING, BatchState.PAUSED)
+
+
+def run_upkeep(services: Services, *, every: float) -> bool:
+    """One round, unless another process had its turn within ``every`` seconds; whether it was ours."""
+    if not services.store.take_turn("upkeep", every=every):
+        return False
+    rescue(services)
+    with contextlib.suppress(ServiceUnavailable):  # the broker's absence must not hold up the rest
+        resend(services)
+    for progress in services.store.list_batches(states=_MOVING, limit=_PAGE):
+        _one_step(services, progress.batch, move_on)
+    if services.store.take_turn("sweep", every=max(every, _SWEEP_EVERY)):
+        sweep(services)
+    return True
+
+
+def rescue(services: Services) -> None:
+    """Give back the shards of workers that fell silent, or that lived on this machine and are gone."""
+    for batch_id in services.store.rescue(owners=dead_owners(services.store.owners())):
+        logger.info("shards rescued: batch=%s", batch_id)
+
+
+def resend(services: Services) -> None:
+    """Send again what was sent and never claimed: the message is lost, or its worker died with it."""
+    stale: defaultdict[str, list[int]] = defaultdict(list)
+    for batch_id, number in services.store.resend(older_than=services.limits.resend_after):
+        stale[batch_id].append(number)
+    for batch_id, numbers in stale.items():
+        pool = services.store.get(batch_id).options.pool
+        if pool is not None:
+            services.dispatcher.send(pool, batch_id, numbers)
+
+
+def move_on(services: Services, batch: Batch) -> None:
+    """Whatever this batch waits for that nobody else may be doing."""
+    expired = batch.expires_at is not None and services.clock.now() >= batch.expires_at
+    if batch.state is BatchState.PAUSED and expired:
+        batch = services.store.move(batch.id, BatchState.IN_PROGRESS)  # to be wound down like a running one
+    if batch.state is BatchState.CANCELLING or (batch.state is BatchState.IN_PROGRESS and expired):
+        wind_down(services, batch)
+    elif batch.state is BatchState.IN_PROGRESS:
+        fill_window(services, batch)
+        finish_batch(services, batch.id)
+    elif batch.state is BatchState.FINALIZING:
+        finish_batch(services, batch.id)
+
+
+def sweep(services: Services) -> None:
+    """Remove objects that no row points at, uploads that nobody finishes, and what the cache need not keep."""
+    services.objects.sweep_uploads(older_than=services.limits.orphan_age)
+    services.objects.delete(orphan.key for orphan in _orphans(services))
+    services.cache.shrink(max_bytes=services.limits.cache_max_bytes)
+
+
+def _one_step(services: Services, batch: Batch, step: Callable[[Services, Batch], None]) -> None:
+    """One batch's trouble must not keep the others waiting."""
+    try:
+        step(services, batch)
+    except ServiceUnavailable:
+        raise
+    except SynthgenError as error:
+        logger.error("upkeep: batch=%s: %s", batch.id, error)
+
+
+def _orphans(services: Services) -> list[ObjectInfo]:
+    """Old objects without a row: of batches that do not exist, and results that no shard names."""
+    now, found = services.clock.now(), []
+    known: dict[str, set[str] | None] = {}
+    for info in services.objects.list(PREFIX):
+        batch_id = batch_of(info.key)
+        if batch_id is None or (now - info.modified).total_seconds() < services.limits.orphan_age:
+            continue
+        if batch_id not in known:
+            known = {batch_id: _keys_of(services, batch_id)}
+        keys = known[batch_id]
+        if keys is None or info.key not in keys:
+            found.append(info)
+    return found
+
+
+def _keys_of(services: Services, batch_id: str) -> set[str] | None:
+    try:
+        services.store.get(batch_id)
+    except NotFound:
+        return None
+    results = {status.result.key for status in services.store.shards(batch_id) if status.result is not None}
+    return results | {input_key(batch_id), manifest_key(batch_id)}

@@ -1,0 +1,138 @@
+"""The composition root: settings become services. Embedded and distributed runs differ here and nowhere else.
+
+Celery is loaded only when a message must be sent, so that an embedded run starts fast.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from storage.batch_store import PostgresBatchStore
+from storage.response_cache import PostgresResponseCache
+
+from storage import embedded_postgres, schema
+from storage.database import Database
+from storage.objects import open_objects
+from synthgen.batch import EngineIdentity
+from synthgen.engines.base import EngineSpec
+from synthgen.engines.lane import Lane
+from synthgen.engines.registry import make_engine
+from synthgen.errors import BadInput, BadSetting
+from synthgen.keeper import Keeper
+from synthgen.owner import current_owner
+from synthgen.ports import Dispatcher, Limits, Services
+from synthgen.retry import RetryPolicy
+from synthgen.run_shard import Worker
+from synthgen.settings import Settings
+
+SHORT_PATIENCE = 10.0
+"""What somebody at a terminal waits for a database that is away; workers wait as the settings say."""
+
+
+class SystemClock:
+    """Wall clock in UTC and the process's monotonic clock."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+class LazyDispatcher:
+    """Loads Celery with the first message."""
+
+    def __init__(self) -> None:
+        self._dispatcher: Dispatcher | None = None
+
+    def send(self, pool: str, batch_id: str, numbers: Sequence[int]) -> None:
+        if self._dispatcher is None:
+            from tasks.dispatch import CeleryDispatcher  # noqa: PLC0415 - see the module's docstring
+
+            self._dispatcher = CeleryDispatcher()
+        self._dispatcher.send(pool, batch_id, numbers)
+
+
+@contextmanager
+def connect(settings: Settings, *, patience: float = SHORT_PATIENCE, connections: int = 8) -> Iterator[Services]:
+    """Services as the settings say, with a schema that fits; ``patience`` in seconds.
+
+    Starts and migrates the embedded database. Raises BadSetting or ServiceUnavailable with one sentence.
+    """
+    with open_database(settings, patience=patience, connections=connections) as database:
+        if settings.database_url is None:
+            schema.upgrade(database)
+        elif not schema.is_current(database):
+            raise BadSetting("The database's schema is not this version's: run 'synthgen db upgrade'.")
+        yield Services(
+            store=PostgresBatchStore(database),
+            cache=PostgresResponseCache(database),
+            objects=open_objects(
+                settings.objects_url, endpoint_url=settings.s3_endpoint_url, region=settings.s3_region
+            ),
+            dispatcher=LazyDispatcher(),
+            clock=SystemClock(),
+            limits=limits_of(settings),
+            owner=current_owner(),
+        )
+
+
+@contextmanager
+def open_database(settings: Settings, *, patience: float, connections: int = 2) -> Iterator[Database]:
+    """The database alone, whatever its schema; the embedded one is started."""
+    url = settings.database_url or embedded_postgres.start(settings.home)
+    database = Database(url, pool_size=connections, patience_seconds=patience)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+@contextmanager
+def open_worker(services: Services, settings: Settings, spec: EngineSpec) -> Iterator[Worker]:
+    """An engine on its loop, started, and a keeper of leases. Raises BadInput or FatalError with one sentence."""
+    engine = make_engine(spec)
+    lane = Lane(engine, in_flight=spec.in_flight, policy=policy_of(settings))
+    lane.start()
+    keeper = Keeper(services.store, services.limits)
+    keeper.start()
+    try:
+        yield Worker(lane, keeper, EngineIdentity(engine.name, engine.provider, model=spec.model))
+    finally:
+        keeper.stop()
+        lane.close(grace=0)
+
+
+def engine_spec(settings: Settings, *, options: dict[str, str] | None = None) -> EngineSpec:
+    """The engine that the settings describe. Raises BadInput when they name none."""
+    kind = settings.engine or ("openai" if settings.base_url else None)
+    if kind is None:
+        raise BadInput(
+            "No engine is chosen: give --base-url URL for an OpenAI-compatible server, --engine litellm --model NAME "
+            "for any provider, or --engine mock to try synthgen without a model."
+        )
+    return EngineSpec(
+        kind=kind,
+        model=settings.model,
+        base_url=settings.base_url,
+        api_key=settings.api_key,
+        provider=settings.provider,
+        in_flight=settings.in_flight,
+        timeout=settings.request_timeout,
+        input_price=settings.input_price,
+        output_price=settings.output_price,
+        options=options or {},
+    )
+
+
+def limits_of(settings: Settings) -> Limits:
+    return Limits(**{name: getattr(settings, name) for name in Limits.__dataclass_fields__})
+
+
+def policy_of(settings: Settings) -> RetryPolicy:
+    return RetryPolicy(
+        attempts=settings.attempts, deadline=settings.request_deadline, unreachable_after=settings.unreachable_after
+    )
