@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,14 +35,16 @@ def backoff(policy: RetryPolicy, failures: int, *, rng: Callable[[], float] = ra
 def parse_retry_after(value: str | None, *, now: float) -> float | None:
     """Seconds to wait according to a Retry-After header (seconds or an HTTP date); None when there is none to follow.
 
-    ``now`` is Unix time. RFC 9110, 10.2.3.
+    ``now`` is Unix time. RFC 9110, 10.2.3. ``inf`` and ``nan`` are numbers to Python but no time to wait.
     """
     if not value:
         return None
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
     except ValueError:
         pass
+    else:
+        return max(0.0, seconds) if math.isfinite(seconds) else None
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - now)
     except (TypeError, ValueError):

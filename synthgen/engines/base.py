@@ -34,6 +34,12 @@ class EngineSpec:
     options: Mapping[str, str] = field(default_factory=dict)
     """``--engine-option NAME=VALUE``: what only this engine knows."""
 
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
+        """US dollars for one reply at this spec's prices, None where it has none."""
+        if self.input_price is None and self.output_price is None:
+            return None
+        return (prompt_tokens * (self.input_price or 0.0) + completion_tokens * (self.output_price or 0.0)) / 1e6
+
 
 class Engine(Protocol):
     """Answers one request at a time, many at once, on the event loop on which it was started.
