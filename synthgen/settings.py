@@ -6,15 +6,16 @@ A value comes from a ``SYNTHGEN_*`` variable, else from ``synthgen.toml`` (in th
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
 from synthgen.errors import BadSetting
 
@@ -22,6 +23,14 @@ CONFIG_NAME: Final = "synthgen.toml"
 _PREFIX: Final = "SYNTHGEN_"
 _BORROWED: Final = {"api_key": "OPENAI_API_KEY", "base_url": "OPENAI_BASE_URL"}
 """Settings that fall back to a variable that the field's other tools read."""
+
+
+def _table(value: object) -> object:
+    """A variable holds a table as JSON."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
+EngineOptions = Annotated[dict[str, str], BeforeValidator(_table)]
 
 
 class Settings(BaseModel):
@@ -54,6 +63,7 @@ class Settings(BaseModel):
     request_deadline: float = Field(900.0, gt=0, description="All tries of one request.")
     attempts: int = Field(5, ge=1, description="Tries that the provider answers badly before a request has failed.")
     unreachable_after: float = Field(60.0, gt=0, description="Silence of an endpoint that pauses the batch.")
+    engine_options: EngineOptions = Field({}, description="What only this engine knows: a table, or a JSON object.")
     input_price: float | None = Field(None, ge=0, description="Per million prompt tokens, where the engine knows none.")
     output_price: float | None = Field(None, ge=0, description="Per million completion tokens, likewise.")
 
@@ -83,6 +93,29 @@ class Settings(BaseModel):
     def objects_url(self) -> str:
         return self.storage_url or str(self.home / "objects")
 
+    @classmethod
+    def build(cls, values: Mapping[str, Any], origins: Mapping[str, str]) -> Self:
+        """Checked settings that know where each value came from. Raises BadSetting with one sentence."""
+        try:
+            settings = cls(**values)
+        except ValidationError as error:
+            raise BadSetting(_sentence(error, origins)) from error
+        settings._origins.update(origins)
+        return settings
+
+    def override(self, values: Mapping[str, Any], *, origin: str = "command line") -> Self:
+        """These settings with those of ``values`` that are not None, checked anew. Raises BadSetting."""
+        given = {name: value for name, value in values.items() if value is not None}
+        kept = {name: getattr(self, name) for name in self._origins}
+        return self.build(kept | given, {**self._origins, **dict.fromkeys(given, origin)})
+
+    def publish(self) -> None:
+        """Make this process's environment say the same, for code that reads it anew (``celeryconfig``)."""
+        for name in self._origins:
+            value = getattr(self, name)
+            text = json.dumps(value) if isinstance(value, dict) else "" if value is None else str(value)
+            os.environ[_PREFIX + name.upper()] = text
+
     def shown(self) -> dict[str, str | None]:
         """The values as text, secrets masked."""
         return {name: _masked(name, getattr(self, name)) for name in type(self).model_fields}
@@ -99,21 +132,14 @@ def load_settings(environ: Mapping[str, str] | None = None, *, folder: Path | No
             values[name], origins[name] = environ[variable], variable
         elif name not in values and environ.get(_BORROWED.get(name, "")):
             values[name], origins[name] = environ[_BORROWED[name]], _BORROWED[name]
-    try:
-        settings = Settings(**values)
-    except ValidationError as error:
-        raise BadSetting(_sentence(error, origins)) from error
-    settings._origins.update(origins)  # noqa: SLF001 - our own class, frozen for everyone else
-    return settings
+    return Settings.build(values, origins)
 
 
-def export_settings(settings: Settings) -> dict[str, str]:
-    """The settings as variables, for a child process that is to see the same."""
-    return {
-        _PREFIX + name.upper(): str(getattr(settings, name))
-        for name in Settings.model_fields
-        if name in settings._origins  # noqa: SLF001 - see load_settings
-    }
+def unread_variables(environ: Mapping[str, str] | None = None) -> list[str]:
+    """``SYNTHGEN_*`` variables that no setting reads: most likely misspelt."""
+    known = {_PREFIX + name.upper() for name in Settings.model_fields} | {_PREFIX + "CONFIG"}
+    environ = os.environ if environ is None else environ
+    return sorted(name for name in environ if name.startswith(_PREFIX) and name not in known)
 
 
 def _from_file(environ: Mapping[str, str], folder: Path, origins: dict[str, str]) -> dict[str, Any]:

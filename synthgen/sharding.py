@@ -165,3 +165,8 @@ def mark_repeats(marks: Marks, group: list[int], *, deterministic: bool) -> None
 def flatten_marks(marks: Iterable[tuple[int, int]]) -> list[int]:
     """As one list of numbers, the form in which they are stored."""
     return list(chain.from_iterable(marks))
+
+
+def default_shards(in_flight: int, shard_requests: int) -> int:
+    """Enough shards at once that the engine never waits for the next: twice its appetite, at least two."""
+    return max(2, min(64, -(-2 * in_flight // max(1, shard_requests)) + 1))

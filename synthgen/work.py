@@ -45,8 +45,3 @@ def _loop(services: Services, worker: Worker, batch_id: str) -> None:
         rescue(services)
         move_on(services, batch)
         worker.stopping.wait(_IDLE)
-
-
-def default_shards(in_flight: int, shard_requests: int) -> int:
-    """Enough shards at once that the engine never waits for the next: twice its appetite, at least two."""
-    return max(2, min(64, -(-2 * in_flight // max(1, shard_requests)) + 1))

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from storage.batch_store import PostgresBatchStore
 from storage.response_cache import PostgresResponseCache
 
 from storage import embedded_postgres, schema
+from storage.batch_store import PostgresBatchStore
 from storage.database import Database
 from storage.objects import open_objects
 from synthgen.batch import EngineIdentity
@@ -63,10 +63,10 @@ def connect(settings: Settings, *, patience: float = SHORT_PATIENCE, connections
     Starts and migrates the embedded database. Raises BadSetting or ServiceUnavailable with one sentence.
     """
     with open_database(settings, patience=patience, connections=connections) as database:
-        if settings.database_url is None:
+        if not schema.is_current(database):
+            if settings.database_url is not None:
+                raise BadSetting("The database's schema is not this version's: run 'synthgen db upgrade'.")
             schema.upgrade(database)
-        elif not schema.is_current(database):
-            raise BadSetting("The database's schema is not this version's: run 'synthgen db upgrade'.")
         yield Services(
             store=PostgresBatchStore(database),
             cache=PostgresResponseCache(database),
@@ -106,7 +106,7 @@ def open_worker(services: Services, settings: Settings, spec: EngineSpec) -> Ite
         lane.close(grace=0)
 
 
-def engine_spec(settings: Settings, *, options: dict[str, str] | None = None) -> EngineSpec:
+def engine_spec(settings: Settings) -> EngineSpec:
     """The engine that the settings describe. Raises BadInput when they name none."""
     kind = settings.engine or ("openai" if settings.base_url else None)
     if kind is None:
@@ -124,7 +124,7 @@ def engine_spec(settings: Settings, *, options: dict[str, str] | None = None) ->
         timeout=settings.request_timeout,
         input_price=settings.input_price,
         output_price=settings.output_price,
-        options=options or {},
+        options=settings.engine_options,
     )
 
 

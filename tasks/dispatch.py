@@ -1,0 +1,41 @@
+"""Sends hints to pools: one small message a shard, confirmed by the broker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kombu.exceptions import OperationalError
+
+from synthgen.errors import ServiceUnavailable
+from synthgen.settings import load_settings, mask_url
+from tasks.app import app
+from tasks.queues import pool_queue
+
+_PATIENCE = {"max_retries": 3, "interval_start": 0.2, "interval_step": 0.5, "interval_max": 1.0}
+
+
+class CeleryDispatcher:
+    """The queue is declared with the first message, so a pool without workers holds its work durably."""
+
+    def __init__(self) -> None:
+        self._settings = load_settings()
+
+    def send(self, pool: str, batch_id: str, numbers: Sequence[int]) -> None:
+        """Raises ServiceUnavailable; a message expires when upkeep would send it again anyway."""
+        queue = pool_queue(self._settings, pool)
+        try:
+            with app.producer_or_acquire() as producer:
+                for number in numbers:
+                    app.send_task(
+                        "synthgen.run_shard",
+                        args=(batch_id, number),
+                        queue=queue,
+                        producer=producer,
+                        expires=self._settings.resend_after,
+                        expiration=self._settings.resend_after,
+                        retry=True,
+                        retry_policy=_PATIENCE,
+                    )
+        except (OperationalError, OSError) as error:
+            where = mask_url(self._settings.broker_url or "the message folder")
+            raise ServiceUnavailable(f"The broker at {where} does not answer: {error}.") from error

@@ -1,0 +1,82 @@
+"""What one worker process holds for all its tasks: services, the engine on its loop, the upkeep thread.
+
+Celery starts workers and gives tasks no place to keep things, so this is the project's one global: set when the worker
+starts, before it takes a message, and closed when it stops.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from synthgen.errors import SynthgenError
+from synthgen.ports import Services
+from synthgen.run_shard import Worker
+from synthgen.settings import Settings, load_settings
+from synthgen.upkeep import run_upkeep
+from tasks.wiring import connect, engine_spec, open_worker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    settings: Settings
+    services: Services
+    worker: Worker
+    stack: ExitStack
+
+
+_current: Process | None = None
+
+
+def current() -> Process:
+    """Raises RuntimeError outside a running worker."""
+    if _current is None:
+        raise RuntimeError("This process is no synthgen worker.")
+    return _current
+
+
+def start(*, concurrency: int) -> None:
+    """Open everything that ``concurrency`` shard threads need. Raises SynthgenError with one sentence."""
+    global _current  # noqa: PLW0603 - the module's docstring says why
+    settings = load_settings()
+    with ExitStack() as stack:
+        services = stack.enter_context(
+            connect(settings, patience=settings.database_patience, connections=concurrency + 3)
+        )
+        worker = stack.enter_context(open_worker(services, settings, engine_spec(settings)))
+        threading.Thread(
+            target=_keep_up, args=(services, settings, worker.stopping), name="synthgen-upkeep", daemon=True
+        ).start()
+        _current = Process(settings, services, worker, stack.pop_all())
+    logger.info("worker ready: pool=%s engine=%s in_flight=%d", settings.pool, worker.lane.name, worker.lane.in_flight)
+
+
+def drain() -> None:
+    """Take no further shard; those that run give requests in flight their grace and are handed back."""
+    if _current is not None:
+        _current.worker.stopping.set()
+
+
+def stop() -> None:
+    """Close everything; afterwards the process is no worker any more."""
+    global _current
+    if _current is not None:
+        here, _current = _current, None
+        here.worker.stopping.set()
+        here.stack.close()
+
+
+def _keep_up(services: Services, settings: Settings, stopping: threading.Event) -> None:
+    """Upkeep for the case that no beat runs; a jittered pace keeps workers from asking all at once."""
+    while not stopping.wait(settings.upkeep_every * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter, no secret
+        try:
+            run_upkeep(services, every=settings.upkeep_every)
+        except SynthgenError as error:
+            logger.warning("upkeep skipped: %s", error)
+        except Exception:
+            logger.exception("upkeep failed")

@@ -1,0 +1,40 @@
+"""The Celery tasks: thin, idempotent, safe to lose or double. What they do is in ``synthgen``.
+
+An error ends here, logged: the shard's row says what is to be done next, not Celery's retry.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from synthgen.errors import NotFound, ServiceUnavailable
+from synthgen.run_shard import run_shard
+from synthgen.upkeep import run_upkeep
+from tasks import process
+from tasks.app import app
+
+logger = logging.getLogger(__name__)
+
+
+@app.task(name="synthgen.run_shard")  # type: ignore[untyped-decorator]
+def run_shard_task(batch_id: str, number: int) -> None:
+    """Shard ``number`` of the batch may be ready; if it is not, somebody else has it."""
+    here = process.current()
+    if here.worker.stopping.is_set():
+        return
+    try:
+        run_shard(here.services, here.worker, batch_id, number=number)
+    except NotFound:
+        logger.info("hint for a batch that is gone: batch=%s shard=%d", batch_id, number)
+    except ServiceUnavailable as error:
+        logger.error("shard given up for now, it will be rescued: batch=%s shard=%d: %s", batch_id, number, error)
+
+
+@app.task(name="synthgen.upkeep")  # type: ignore[untyped-decorator]
+def upkeep_task() -> None:
+    """One round of upkeep, unless another process has just done it."""
+    here = process.current()
+    try:
+        run_upkeep(here.services, every=here.settings.upkeep_every * 0.9)
+    except ServiceUnavailable as error:
+        logger.warning("upkeep skipped: %s", error)

@@ -1,0 +1,60 @@
+"""Hooks a worker's life into Celery's signals, and starts worker and beat for the CLI.
+
+Imported by ``tasks.app``'s users that run tasks; a process that only sends never loads an engine.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from celery import signals
+from celery.concurrency.thread import TaskPool
+
+from synthgen.errors import SynthgenError
+from synthgen.settings import Settings
+from tasks import process
+from tasks.app import app
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+logger = logging.getLogger(__name__)
+
+
+def run_worker(settings: Settings, *, loglevel: str = "INFO") -> None:
+    """Run a worker of ``settings.pool`` in this process until it is stopped; it never returns, it exits."""
+    settings.publish()
+    host = f"{settings.pool}@%h"
+    app.worker_main(["worker", "--loglevel", loglevel, "--hostname", host, "--without-gossip", "--without-mingle"])
+
+
+def run_beat(settings: Settings, *, loglevel: str = "INFO") -> None:
+    """Run celery beat in this process until it is stopped."""
+    settings.publish()
+    app.start(["beat", "--loglevel", loglevel])
+
+
+@signals.setup_logging.connect  # type: ignore[untyped-decorator]
+def _set_up_logging(loglevel: int | str | None = None, **_: Any) -> None:
+    logging.basicConfig(level=loglevel or logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
+
+
+@signals.worker_init.connect  # type: ignore[untyped-decorator]
+def _start(sender: Any, **_: Any) -> None:
+    """Before the first message: what cannot start says so in one sentence and ends the worker."""
+    if sender.pool_cls is not TaskPool and sender.pool_cls != "threads":
+        raise SystemExit("synthgen workers need Celery's thread pool (one engine per process): leave out -P/--pool.")
+    try:
+        process.start(concurrency=int(sender.concurrency or 4))
+    except SynthgenError as error:
+        raise SystemExit(f"Error: {error}") from error
+
+
+@signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def _drain(**_: Any) -> None:
+    process.drain()
+
+
+@signals.worker_shutdown.connect  # type: ignore[untyped-decorator]
+def _stop(**_: Any) -> None:
+    process.stop()
