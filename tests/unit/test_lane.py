@@ -89,6 +89,13 @@ async def failing(seconds: float, error: Exception) -> Reply:
     raise error
 
 
+async def once(happened: Callable[[], bool], then: float = 0.0) -> Reply:
+    """Turns without letting the clock leap until the test's thread has done its part."""
+    while not happened():  # noqa: ASYNC110  the event is on another thread, and waiting would let the clock leap
+        await asyncio.sleep(0)
+    return await after(then)
+
+
 class Gate:
     """Holds replies back until the test opens it, and tells the test when one waits."""
 
@@ -199,19 +206,21 @@ def test_asking_nothing_is_finished_at_once(lane_with: Lanes) -> None:
 
 
 def test_a_small_asking_does_not_wait_for_a_big_one_before_it(lane_with: Lanes) -> None:
-    engine = ScriptedEngine(lambda request, number: after(1))
+    asked: list[Asking] = []
+    engine = ScriptedEngine(lambda request, number: once(lambda: len(asked) == 2, then=1))
     lane = lane_with(engine, in_flight=1)
-    big, small = lane.ask(requests(100, name="big")), lane.ask(requests(3, name="small"))
-    all_of(small)
-    assert not big.finished
-    all_of(big)
+    asked += [lane.ask(requests(100, name="big")), lane.ask(requests(3, name="small"))]
+    for asking in asked:
+        all_of(asking)
     assert max(engine.times(f"small{n}")[0] for n in (1, 2, 3)) < 10
 
 
 def test_the_oldest_asking_ends_first_so_that_shards_do_not_all_end_at_once(lane_with: Lanes) -> None:
-    engine = ScriptedEngine(lambda request, number: after(1))
+    asked: list[Asking] = []
+    engine = ScriptedEngine(lambda request, number: once(lambda: len(asked) == 3, then=1))
     lane = lane_with(engine, in_flight=2)
-    for asking in [lane.ask(requests(60, name=name)) for name in "abc"]:
+    asked += [lane.ask(requests(60, name=name)) for name in "abc"]
+    for asking in asked:
         all_of(asking)
     last = {name: max(engine.times(f"{name}{n}")[0] for n in range(1, 61)) for name in "abc"}
     assert last["a"] + 10 < last["b"] < last["c"]
@@ -416,13 +425,20 @@ def test_stop_lets_what_is_in_flight_finish_and_sends_nothing_more(lane_with: La
 
 
 def test_stop_drops_what_waits_for_its_next_try(lane_with: Lanes) -> None:
-    gate = Gate()
-    engine = ScriptedEngine(lambda request, number: OVERLOADED if request.line == 1 else gate.reply())
-    asking = lane_with(engine, in_flight=2, base=1e6, cap=1e6, deadline=1e9).ask(requests(2))
-    gate.wait_for_somebody()
-    asking.stop()
-    gate.open()
-    assert set(all_of(asking)) == {"r2"}
+    asked: list[Asking] = []
+    sent = threading.Event()
+
+    def answer(request: Request, number: int) -> Awaitable[Reply] | Exception:
+        if request.line == 1:
+            return OVERLOADED
+        sent.set()
+        return once(lambda: bool(asked) and asked[0].stopped)
+
+    engine = ScriptedEngine(answer)
+    asked.append(lane_with(engine, in_flight=2).ask(requests(2)))
+    assert sent.wait(PATIENCE)
+    asked[0].stop()
+    assert set(all_of(asked[0])) == {"r2"}
     assert engine.tries["r1"] == 1
 
 
@@ -451,11 +467,18 @@ def test_wait_says_no_when_nothing_is_new(lane_with: Lanes) -> None:
 
 
 def test_close_gives_what_is_in_flight_its_grace_and_drops_the_rest(lane_with: Lanes) -> None:
-    engine = ScriptedEngine(lambda request, number: after(2 if request.line == 1 else 1000))
+    sent = threading.Event()
+
+    def answer(request: Request, number: int) -> Awaitable[Reply]:
+        sent.set()
+        return once(lambda: lane._closing, then=2 if request.line == 1 else 1000)
+
+    engine = ScriptedEngine(answer)
     lane = lane_with(engine, in_flight=2)
     asking = lane.ask(requests(9))
+    assert sent.wait(PATIENCE)
     lane.close(grace=10)
-    assert set(all_of(asking)) <= {"r1"}
+    assert set(all_of(asking)) == {"r1"}
     assert engine.closed == 1
 
 
