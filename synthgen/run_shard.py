@@ -167,7 +167,7 @@ class _ShardRun:
         for asking in askings:
             asking.stop()
         deadline = time.monotonic() + self._services.limits.grace
-        while any(asking.outstanding for asking in askings) and self._held.directive is not Directive.LOST:
+        while not all(asking.finished for asking in askings) and self._held.directive is not Directive.LOST:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 break
@@ -175,6 +175,7 @@ class _ShardRun:
             self._checkpoint(askings)
         for asking in askings:
             asking.abandon()
+            asking.wait(1.0)
         self._checkpoint(askings)
 
     def _end(self) -> None:

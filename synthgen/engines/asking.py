@@ -9,14 +9,10 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from synthgen.errors import FatalError
 from synthgen.request import Request
 from synthgen.response import Response
-
-TELL_EVERY: Final = 0.05
-"""Seconds: a thread woken for every single answer would fight the loop for the interpreter."""
 
 
 class Job:
@@ -48,7 +44,6 @@ class Asking:
     def __init__(
         self,
         requests: Sequence[Request],
-        loop: asyncio.AbstractEventLoop,
         *,
         on_stop: Callable[[Asking], None],
         on_abandon: Callable[[Asking], None],
@@ -64,23 +59,20 @@ class Asking:
         self.waiting = 0
         self.stopped = False
         self.tasks: set[asyncio.Task[None]] = set()
-        self._loop = loop
         self._on_stop = on_stop
         self._on_abandon = on_abandon
         self._answers: deque[Response] = deque()
-        self._news = threading.Event()
-        self._will_tell = False
+        self._over = threading.Event()
 
     # ---- for the shard's thread
 
     def take(self) -> list[Response]:
         """The responses finished since the last take, in the order in which they finished."""
-        self._news.clear()
         return [self._answers.popleft() for _ in range(len(self._answers))]
 
     def wait(self, timeout: float | None = None) -> bool:
-        """True when there are new responses, a fatal error, or all is finished; False after ``timeout`` seconds."""
-        return self.finished or self._news.wait(timeout)
+        """True when all is finished or broken, False after ``timeout`` seconds; never woken for single answers."""
+        return self._over.wait(timeout)
 
     def stop(self) -> None:
         """Send no more: drop what was not sent and what waits to be sent again; what is in flight may finish."""
@@ -94,9 +86,6 @@ class Asking:
 
     def deliver(self, response: Response) -> None:
         self._answers.append(response)
-        if not self._will_tell:
-            self._will_tell = True
-            self._loop.call_later(TELL_EVERY, self._tell)
 
     def halt(self, fatal: FatalError | None = None) -> None:
         """Nothing more is sent; ``fatal`` says why if the engine is to blame."""
@@ -104,15 +93,11 @@ class Asking:
         self.pending.clear()
         if fatal is not None and self.fatal is None:
             self.fatal = fatal
-            self._news.set()
+            self._over.set()
 
     def settle(self) -> bool:
         """Note whether all is finished; True if so."""
         if self.outstanding == 0 and (self.stopped or not (self.pending or self.waiting)):
             self.finished = True
-            self._news.set()
+            self._over.set()
         return self.finished
-
-    def _tell(self) -> None:
-        self._will_tell = False
-        self._news.set()

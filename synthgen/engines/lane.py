@@ -28,6 +28,8 @@ __all__ = ["Asking", "Lane"]
 ENOUGH_FAILURES: Final = 10
 """So many requests that used up their attempts in a row, and no success since their first try: the engine is broken."""
 
+_ABOUT_A_MODEL: Final = frozenset({403, 404})
+
 _CANCEL_PATIENCE: Final = 5.0
 """Seconds that cancelled requests get to clean up when the lane closes."""
 
@@ -91,7 +93,7 @@ class Lane:
 
     def ask(self, requests: Sequence[Request]) -> Asking:
         """Queue ``requests``; returns at once. Raises RuntimeError when the lane is closed."""
-        asking = Asking(requests, self._loop, on_stop=self._on_stop, on_abandon=self._on_abandon)
+        asking = Asking(requests, on_stop=self._on_stop, on_abandon=self._on_abandon)
         self._loop.call_soon_threadsafe(self._admit, asking)
         return asking
 
@@ -270,8 +272,15 @@ class Lane:
         self._silent_since = None
 
     def _stop_for(self, job: Job, fatal: FatalError) -> None:
-        """Once for all: the other requests in flight come back with the same error, perhaps after a resume."""
-        if not job.asking.stopped:
+        """Once for all: the other requests in flight come back with the same error, perhaps after a resume.
+
+        A model that is unknown or forbidden is the asking batch's own trouble; the others go on.
+        """
+        if job.asking.stopped:
+            return
+        if fatal.status_code in _ABOUT_A_MODEL:
+            self._halt(job.asking, fatal)
+        else:
             self._halt_all(fatal)
 
     def _use_up(self, job: Job, error: EngineError, latency_ms: int) -> None:
