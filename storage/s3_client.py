@@ -19,6 +19,7 @@ from botocore.exceptions import (
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
+    ParamValidationError,
     PartialCredentialsError,
     TokenRetrievalError,
 )
@@ -80,8 +81,10 @@ class Place(TypedDict):
     Key: str
 
 
-def connect(*, endpoint_url: str | None = None, region: str | None = None) -> S3Client:
+def connect(*, endpoint_url: str | None = None, region: str | None = None, tries: int = 9) -> S3Client:
     """A client, safe to share between threads; nothing is sent yet. Raises BadSetting.
+
+    ``tries`` are spread over 6 seconds on average: a server that starts anew is waited for.
 
     Credentials, and whatever is None here, come from the standard AWS variables and files.
     """
@@ -90,9 +93,9 @@ def connect(*, endpoint_url: str | None = None, region: str | None = None) -> S3
         options = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
     config = Config(
         signature_version="s3v4",
-        connect_timeout=5,
+        connect_timeout=3,
         read_timeout=60,
-        retries={"mode": "standard", "total_max_attempts": 5},
+        retries={"mode": "standard", "total_max_attempts": tries},
         max_pool_connections=32,
         tcp_keepalive=True,
         **options,
@@ -124,6 +127,8 @@ def plain_errors(client: S3Client, what: str) -> Iterator[None]:
         raise ServiceUnavailable(
             f"S3 at {endpoint} does not answer: check SYNTHGEN_S3_ENDPOINT_URL, and that the server runs."
         ) from error
+    except ParamValidationError as error:
+        raise BadSetting(f"{what} is not a name that S3 allows.") from error
     except BotoCoreError as error:
         raise BadSetting(f"S3 at {endpoint} cannot be asked for {what}: {_sentence(error)}") from error
 

@@ -28,6 +28,9 @@ _CANNOT_COPY = {"AccessDenied", "MethodNotAllowed", "NotImplemented"}
 class S3Objects:
     """``ObjectStore`` in ``bucket``, all keys under ``prefix``.
 
+    Listings come in the server's order: key order on Amazon's, folder by folder on SeaweedFS, which differs only where
+    a folder's name is the beginning of its neighbour's. Ours are not.
+
     ``first_part`` is the size of an upload's first parts, ``copy_at_once`` the most that the server copies in one
     request (both bytes, and S3 allows no less than 5 MiB and no more than 5 GiB).
     """
@@ -39,13 +42,14 @@ class S3Objects:
         *,
         endpoint_url: str | None = None,
         region: str | None = None,
+        tries: int = 9,
         first_part: int = 8 << 20,
         copy_at_once: int = 5 << 30,
     ) -> None:
         prefix = prefix.strip("/")
         self.bucket = bucket
         self.prefix = f"{prefix}/" if prefix else ""
-        self.client: S3Client = connect(endpoint_url=endpoint_url, region=region)
+        self.client: S3Client = connect(endpoint_url=endpoint_url, region=region, tries=tries)
         self._first_part = first_part
         self._copy_at_once = copy_at_once
 
