@@ -1,4 +1,4 @@
-"""OpenAI-batch lines with unique prompts of about 500 bytes: ``python -m tests.benchmarks.workload N > batch.jsonl``."""
+"""OpenAI-batch lines with unique prompts of about 500 bytes: ``python -m tests.benchmarks.workload N > FILE``."""
 
 from __future__ import annotations
 
