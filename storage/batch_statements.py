@@ -1,0 +1,247 @@
+"""Statements about whole batches: create, find, read their progress, change their state, run failures again, remove.
+
+Each function works inside the transaction of the connection it is given.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
+
+from storage.copying import copy_rows
+from storage.rows import batch_from, batch_values, counts_from, storable
+from storage.shard_returns import Shards, back_to_pending, runs_again
+from storage.tables import batches, in_states, rejected_lines, requests, shards
+from synthgen.batch import COUNT_FIELDS, Batch, Progress, Shard
+from synthgen.errors import NotFound, StateConflict
+from synthgen.request import Rejected
+from synthgen.sharding import flatten_marks
+from synthgen.states import BATCH_MOVES, ENDED, SHARD_MOVES, UNFINISHED, BatchState, ShardState, leaving
+
+Connection = sa.Connection
+
+_UNFINISHED = in_states(batches.c.state, UNFINISHED)
+
+
+def create(connection: Connection, batch: Batch, parts: Sequence[Shard], rejected: Sequence[Rejected]) -> Batch:
+    """The stored batch; or the unfinished one with its fingerprint, which may be our own, stored a moment ago."""
+    if len(parts) != batch.shards or sum(part.requests for part in parts) != batch.total:
+        raise ValueError(f"{batch.id}: its {len(parts)} shards do not hold its {batch.total} requests")
+    if len(rejected) != batch.rejected:
+        raise ValueError(f"{batch.id}: {len(rejected)} rejected lines given, {batch.rejected} counted")
+    now = sa.func.now()
+    window = None if batch.expires_at is None else batch.expires_at - batch.created_at
+    insert = (
+        pg.insert(batches)
+        .values(**batch_values(batch), created_at=now, expires_at=None if window is None else now + window)
+        .on_conflict_do_nothing()
+        .returning(batches)
+    )
+    row = connection.execute(insert).mappings().one_or_none()
+    if row is None:
+        same = sa.or_(batches.c.id == batch.id, sa.and_(batches.c.fingerprint == batch.fingerprint, _UNFINISHED))
+        return batch_from(connection.execute(sa.select(batches).where(same)).mappings().one())
+    copy_rows(connection, shards, _SHARD_COLUMNS, (_shard_row(batch.id, part) for part in parts))
+    lines = ((batch.id, line.line, line.code, storable(line.message)) for line in rejected)
+    copy_rows(connection, rejected_lines, ("batch_id", "line", "code", "message"), lines)
+    return batch_from(row)
+
+
+_SHARD_COLUMNS = ("batch_id", "number", "start", "end", "first_line", "lines", "requests", "marks")
+
+
+def _shard_row(batch_id: str, shard: Shard) -> tuple[Any, ...]:
+    marks = flatten_marks(shard.marks) or None
+    return (batch_id, shard.number, shard.start, shard.end, shard.first_line, shard.lines, shard.requests, marks)
+
+
+def find_unfinished(connection: Connection, fingerprint: str) -> Batch | None:
+    query = sa.select(batches).where(batches.c.fingerprint == fingerprint, _UNFINISHED)
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else batch_from(row)
+
+
+def has_unfinished(connection: Connection, input_bytes: int) -> bool:
+    query = sa.select(sa.exists().where(batches.c.input_bytes == input_bytes, _UNFINISHED))
+    return connection.execute(query).scalar_one()
+
+
+def get(connection: Connection, batch_id: str) -> Batch:
+    row = _find(connection, batch_id)
+    if row is None:
+        raise _unknown(batch_id)
+    return batch_from(row)
+
+
+def resolve(connection: Connection, reference: str) -> Batch:
+    """The first meaning that fits: ``last``, an id, the one beginning of an id, the one name."""
+    newest_first = sa.select(batches).order_by(batches.c.created_at.desc(), batches.c.id.desc())
+    if reference == "last":
+        return _only(connection, newest_first.limit(1), reference)
+    exact = _find(connection, storable(reference))
+    if exact is not None:
+        return batch_from(exact)
+    begins = newest_first.where(batches.c.id.startswith(storable(reference), autoescape=True)).limit(2)
+    named = newest_first.where(batches.c.name == storable(reference)).limit(2)
+    if connection.execute(begins).first() is not None:
+        return _only(connection, begins, reference)
+    return _only(connection, named, reference)
+
+
+def _only(connection: Connection, query: sa.Select[Any], reference: str) -> Batch:
+    rows = connection.execute(query).mappings().all()
+    if len(rows) > 1:
+        raise NotFound(f"{reference!r} means more than one batch; give more of the id ('synthgen list' shows it).")
+    if not rows:
+        raise _unknown(reference)
+    return batch_from(rows[0])
+
+
+def _find(connection: Connection, batch_id: str) -> sa.RowMapping | None:
+    return connection.execute(sa.select(batches).where(batches.c.id == batch_id)).mappings().one_or_none()
+
+
+def _unknown(reference: str) -> NotFound:
+    return NotFound(f"There is no batch {reference!r}; 'synthgen list' shows those that exist.")
+
+
+def progress(connection: Connection, batch_id: str) -> Progress:
+    found = _progress(connection, sa.select(batches).where(batches.c.id == batch_id))
+    if not found:
+        raise _unknown(batch_id)
+    return found[0]
+
+
+def newest(connection: Connection, states: Collection[BatchState], limit: int) -> list[Progress]:
+    latest = sa.select(batches).where(in_states(batches.c.state, states))
+    return _progress(connection, latest.order_by(batches.c.created_at.desc(), batches.c.id.desc()).limit(limit))
+
+
+def _progress(connection: Connection, chosen: sa.Select[Any]) -> list[Progress]:
+    """One statement, hence one reading: the batches and the sums over their shards."""
+    batch = chosen.subquery("batch")
+    sums = sa.select(*_sums()).where(shards.c.batch_id == batch.c.id).lateral("sums")
+    query = sa.select(batch, sums).select_from(batch.join(sums, sa.true()))
+    query = query.order_by(batch.c.created_at.desc(), batch.c.id.desc())
+    return [_progress_from(row) for row in connection.execute(query).mappings()]
+
+
+def _sums() -> Iterable[sa.ColumnElement[Any]]:
+    for name in COUNT_FIELDS:
+        kind: sa.types.TypeEngine[Any] = sa.Double() if name in ("cost", "saved") else sa.BigInteger()
+        yield sa.cast(sa.func.coalesce(sa.func.sum(shards.c[name]), 0), kind).label(f"sum_{name}")
+    unfinished = shards.c.requests - shards.c.succeeded - shards.c.failed
+    running = sa.func.sum(unfinished).filter(in_states(shards.c.state, [ShardState.RUNNING]))
+    yield sa.cast(sa.func.coalesce(running, 0), sa.BigInteger()).label("requests_running")
+    for state in ShardState:
+        yield sa.func.count().filter(in_states(shards.c.state, [state])).label(f"shards_{state}")
+
+
+def _progress_from(row: sa.RowMapping) -> Progress:
+    return Progress(
+        batch=batch_from(row),
+        counts=counts_from({name: row[f"sum_{name}"] for name in COUNT_FIELDS}),
+        running=row["requests_running"],
+        shards={state: row[f"shards_{state}"] for state in ShardState},
+    )
+
+
+def move(connection: Connection, batch_id: str, to: BatchState, reason: str | None, change: uuid.UUID) -> Batch:
+    """``change`` names this very move, so that it is recognised when it is tried again after a lost reply."""
+    values: dict[str, Any] = {
+        "state": str(to),
+        "reason": None if reason is None else storable(reason),
+        "last_change": change,
+        "ended_at": sa.func.now() if to in ENDED else None,
+    }
+    if to in (BatchState.FINALIZING, BatchState.IN_PROGRESS):
+        values["finalizing_at"] = sa.func.now() if to is BatchState.FINALIZING else None
+    allowed = sa.and_(in_states(batches.c.state, leaving(BATCH_MOVES, to)), _has_no_rival(to))
+    update = sa.update(batches).where(batches.c.id == batch_id, allowed).values(values).returning(batches)
+    row = connection.execute(update).mappings().one_or_none() or _find(connection, batch_id)
+    if row is None:
+        raise _unknown(batch_id)
+    if row["last_change"] != change:
+        raise _conflict(connection, row, to)
+    return batch_from(row)
+
+
+def _has_no_rival(to: BatchState) -> sa.ColumnElement[bool]:
+    """Only one batch of a fingerprint may be unfinished: a batch that has ended cannot come back beside another."""
+    if to in ENDED:
+        return sa.true()
+    rival = batches.alias("rival")
+    same = sa.and_(rival.c.fingerprint == batches.c.fingerprint, rival.c.id != batches.c.id)
+    return ~sa.exists().where(same, in_states(rival.c.state, UNFINISHED)).correlate(batches)
+
+
+def _conflict(connection: Connection, row: sa.RowMapping, to: BatchState) -> StateConflict:
+    present = BatchState(row["state"])
+    if to not in BATCH_MOVES[present]:
+        return StateConflict(row["id"], present, to)
+    rival = find_unfinished(connection, row["fingerprint"])
+    also = f", and {rival.id} with the same input and options is {rival.state}" if rival else ""
+    return StateConflict(row["id"], f"{present}{also}", to)
+
+
+_ENDED_SHARDS = leaving(SHARD_MOVES, ShardState.PENDING) & {ShardState.DONE, ShardState.CANCELLED}
+_FIRST_ROUND_OVER = leaving(BATCH_MOVES, BatchState.IN_PROGRESS) & ENDED
+
+
+def reset_failed(connection: Connection, batch_id: str, codes: Sequence[str] | None, change: uuid.UUID) -> int:
+    """All or nothing: with no request to run again the shards stay as they are, too."""
+    row = connection.execute(sa.select(batches).where(batches.c.id == batch_id).with_for_update()).mappings().first()
+    if row is None:
+        raise _unknown(batch_id)
+    if row["last_change"] == change:
+        return _to_run(connection, batch_id)
+    if row["state"] not in _FIRST_ROUND_OVER:
+        raise StateConflict(batch_id, row["state"], BatchState.IN_PROGRESS)
+    savepoint = connection.begin_nested()
+    connection.execute(_reopen(batch_id, codes))
+    count = _to_run(connection, batch_id)
+    if count == 0:
+        savepoint.rollback()
+        return 0
+    move(connection, batch_id, BatchState.IN_PROGRESS, None, change)
+    again = None if codes is None else list(codes)
+    connection.execute(sa.update(batches).where(batches.c.id == batch_id).values(retry_codes=again, expires_at=None))
+    return count
+
+
+def _reopen(batch_id: str, codes: Sequence[str] | None) -> sa.Update:
+    """Cancelled shards, and done ones that hold a failure of these codes."""
+    wanted = sa.cast(None if codes is None else list(codes), pg.ARRAY(sa.Text))
+
+    def chosen(old: Shards) -> sa.ColumnElement[bool]:
+        return sa.and_(
+            old.c.batch_id == batch_id,
+            in_states(old.c.state, _ENDED_SHARDS),
+            sa.or_(
+                in_states(old.c.state, [ShardState.CANCELLED]),
+                sa.and_(old.c.failed > 0, sa.exists().where(runs_again(old, wanted)).correlate(old)),
+            ),
+        )
+
+    return back_to_pending(chosen, wanted).values(attempts=0)
+
+
+def _to_run(connection: Connection, batch_id: str) -> int:
+    left = sa.func.sum(shards.c.requests - shards.c.succeeded - shards.c.failed)
+    query = sa.select(sa.cast(sa.func.coalesce(left, 0), sa.BigInteger)).where(shards.c.batch_id == batch_id)
+    return connection.execute(query).scalar_one()
+
+
+def delete(connection: Connection, batch_id: str) -> None:
+    row = connection.execute(sa.select(batches).where(batches.c.id == batch_id).with_for_update()).mappings().first()
+    if row is None:
+        raise _unknown(batch_id)
+    if row["state"] not in ENDED:
+        raise StateConflict(batch_id, row["state"], "removed")
+    for table in (requests, rejected_lines, shards):
+        connection.execute(sa.delete(table).where(table.c.batch_id == batch_id))
+    connection.execute(sa.delete(batches).where(batches.c.id == batch_id))
