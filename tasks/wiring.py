@@ -63,7 +63,7 @@ def connect(settings: Settings, *, patience: float = SHORT_PATIENCE, connections
     Starts and migrates the embedded database. Raises BadSetting or ServiceUnavailable with one sentence.
     """
     with open_database(settings, patience=patience, connections=connections) as database:
-        if not schema.is_current(database):
+        if not schema.status(database).is_current:
             if settings.database_url is not None:
                 raise BadSetting("The database's schema is not this version's: run 'synthgen db upgrade'.")
             schema.upgrade(database)
