@@ -123,6 +123,9 @@ class StubLLM:
     async def stop(self) -> None:
         assert self._runner is not None
         await self._runner.cleanup()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:  # replies that nobody waits for any more
+            task.cancel()
+        await asyncio.sleep(0)
 
     async def _list_models(self, request: web.Request) -> web.StreamResponse:
         if refusal := self._unauthorized(request):

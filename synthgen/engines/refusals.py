@@ -38,6 +38,8 @@ class Refusal:
     headers: Mapping[str, str]
     now: float
     """Unix time, for a Retry-After that is a date."""
+    keys: str = "SYNTHGEN_API_KEY or OPENAI_API_KEY"
+    """Where the key comes from, for sentences that say what to fix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,8 @@ class _Read:
 
     @property
     def saying(self) -> str:
-        return f" ({self.message})" if self.message else ""
+        """For the middle of a sentence."""
+        return f" ({self.message.rstrip('.')})" if self.message else ""
 
 
 def classify(refusal: Refusal) -> EngineError:
@@ -119,7 +122,7 @@ def _no_money(read: _Read) -> EngineError:
 def _bad_key(read: _Read) -> EngineError:
     return _fatal(
         read,
-        f"{read.refusal.url} does not accept the API key{read.saying}: set SYNTHGEN_API_KEY or OPENAI_API_KEY "
+        f"{read.refusal.url} does not accept the API key{read.saying}: set {read.refusal.keys} "
         "to a key that is valid there.",
     )
 
@@ -130,7 +133,7 @@ def _forbidden(read: _Read) -> EngineError:
     return _fatal(
         read,
         f"{read.refusal.url} does not let this API key use model {read.refusal.model!r}{read.saying}: "
-        "give the key access, or set SYNTHGEN_API_KEY or OPENAI_API_KEY to one that has it.",
+        f"give the key access, or set {read.refusal.keys} to one that has it.",
     )
 
 
@@ -188,6 +191,6 @@ def _words(value: Any) -> tuple[str, tuple[str, ...]]:
 
 
 def _short(text: str) -> str:
-    """One line without a final stop, because it goes into the middle of a sentence."""
+    """On one line."""
     line = " ".join(text.split())
-    return (line if len(line) <= _SHOWN else line[: _SHOWN - 3] + "...").rstrip(".")
+    return line if len(line) <= _SHOWN else line[: _SHOWN - 3] + "..."

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from synthgen.engines.base import EngineSpec
-from synthgen.engines.openai import OpenAIEngine, base_url, one_line, provider_of, usage_of
+from synthgen.engines.openai import OpenAIEngine, base_url, one_line, provider_of
 from synthgen.errors import BadInput, FatalError
 
 
@@ -62,23 +62,6 @@ def test_a_proxy_is_used_for_other_hosts_and_never_for_this_one(monkeypatch: pyt
         "127.0.0.1:8000": None,
         "localhost": None,
     }
-
-
-@pytest.mark.parametrize(
-    ("usage", "tokens"),
-    [
-        ({"prompt_tokens": 3, "completion_tokens": 4}, (3, 4)),
-        ({"input_tokens": 3, "output_tokens": 4}, (3, 4)),
-        ({"prompt_tokens": 3}, (3, 0)),
-        ({"prompt_tokens": None}, (0, 0)),
-        ({}, (0, 0)),
-        (None, (0, 0)),
-        ("many", (0, 0)),
-    ],
-)
-def test_usage_in_any_endpoints_words(usage: object, tokens: tuple[int, int]) -> None:
-    assert usage_of({"usage": usage}) == tokens
-    assert usage_of({}) == (0, 0)
 
 
 def test_a_body_on_one_line_is_passed_on_as_it_came() -> None:
