@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from hashlib import blake2b
 
 from synthgen.batch import SHARED, Attempt, CacheMode, Counts, EngineIdentity
@@ -21,8 +22,12 @@ _MESSAGE_LENGTH = 2_000
 
 def origin(batch_id: str, line: int) -> int:
     """Names a request of a batch in 63 bits, so that its own checkpoint is told from another's answer."""
-    digest = blake2b(f"{batch_id}/{line}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return _batch_number(batch_id) ^ line
+
+
+@lru_cache(maxsize=256)
+def _batch_number(batch_id: str) -> int:
+    return int.from_bytes(blake2b(batch_id.encode(), digest_size=8).digest(), "big") >> 1
 
 
 class Tally:
