@@ -14,7 +14,7 @@ from synthgen.run_shard import Worker, run_shard
 from synthgen.states import ENDED, BatchState
 from synthgen.upkeep import move_on, rescue
 
-_IDLE = 0.5
+_IDLE = 0.2
 
 
 def work_on(services: Services, worker: Worker, batch_id: str, *, shards: int) -> Batch:
@@ -27,8 +27,8 @@ def work_on(services: Services, worker: Worker, batch_id: str, *, shards: int) -
         loops = [pool.submit(_loop, services, worker, batch_id) for _ in range(shards)]
         try:
             wait(loops, return_when=FIRST_EXCEPTION)
-        finally:
-            if any(loop.done() and loop.exception() for loop in loops):
+        finally:  # one has failed, or this thread was interrupted: the others must not go on to the batch's end
+            if not all(loop.done() and loop.exception() is None for loop in loops):
                 worker.stopping.set()
     for loop in loops:
         loop.result()
