@@ -72,15 +72,17 @@ class PostgresBatchStore:
 
         self._database.run(work)
 
-    def rejected(self, batch_id: str) -> Iterator[Rejected]:
-        after, page = 0, [Rejected(0, "", "")]
-        while page:
-            page = self._database.run(request_statements.rejected_page, batch_id, after, _PAGE)
+    def rejected(self, batch_id: str, *, first: int = 1, last: int | None = None) -> Iterator[Rejected]:
+        after = first - 1
+        while True:
+            page = self._database.run(request_statements.rejected_page, batch_id, after, last, _PAGE)
+            if not page:
+                return
             yield from page
-            after = page[-1].line if page else after
+            after = page[-1].line
 
-    def shards(self, batch_id: str) -> Iterator[ShardStatus]:
-        after = -1
+    def shards(self, batch_id: str, *, first: int = 0) -> Iterator[ShardStatus]:
+        after = first - 1
         while True:
             page = self._database.run(shard_statements.status_page, batch_id, after, _PAGE)
             if not page:

@@ -30,9 +30,11 @@ _RUNNING_AGAIN = sa.and_(
 """A failure of an earlier round that the present retry asks again; it counts as unfinished."""
 
 
-def rejected_page(connection: sa.Connection, batch_id: str, after: int, size: int) -> list[Rejected]:
+def rejected_page(connection: sa.Connection, batch_id: str, after: int, last: int | None, size: int) -> list[Rejected]:
     lines = rejected_lines.c
     query = sa.select(lines.line, lines.code, lines.message).where(lines.batch_id == batch_id, lines.line > after)
+    if last is not None:
+        query = query.where(lines.line <= last)
     return [Rejected(*row) for row in connection.execute(query.order_by(lines.line).limit(size))]
 
 

@@ -59,7 +59,7 @@ def _end(services: Services, batch: Batch) -> Batch:
     totals = _prove(batch, services.store.shards(batch.id))
     if batch.state is BatchState.CANCELLING:
         final = BatchState.CANCELLED
-    elif batch.state is BatchState.IN_PROGRESS and totals.never_ran:
+    elif batch.state is BatchState.IN_PROGRESS and totals.never_ran and batch.expires_at is not None:
         final = BatchState.EXPIRED
     else:
         final = BatchState.COMPLETED
@@ -83,7 +83,7 @@ def _prove(batch: Batch, shards: Iterator[ShardStatus]) -> _Totals:
     totals = _Totals()
     for status in shards:
         requests = status.shard.requests
-        if status.state is ShardState.CANCELLED:
+        if status.state is ShardState.CANCELLED and status.result is None:
             totals.never_ran += requests
             totals.counts += Counts(failed=requests)
             continue

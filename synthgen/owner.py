@@ -32,6 +32,8 @@ def _lives(owner: str) -> bool:
         return f"{process.create_time():.2f}" == started and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.NoSuchProcess, ValueError):
         return False
+    except psutil.AccessDenied:  # somebody's process; whether it is the one that is meant, nobody tells us
+        return True
 
 
 def _place() -> str:

@@ -120,11 +120,14 @@ class BatchStore(Protocol):
     def progress(self, batch_id: str) -> Progress:
         """One consistent reading; running attempts count as of their last beat. Raises NotFound."""
 
-    def rejected(self, batch_id: str) -> Iterator[Rejected]:
-        """In line order, streamed."""
+    def rejected(self, batch_id: str, *, first: int = 1, last: int | None = None) -> Iterator[Rejected]:
+        """Those on lines ``first`` to ``last`` (both included; None: to the end), in line order, streamed."""
 
-    def shards(self, batch_id: str) -> Iterator[ShardStatus]:
-        """In input order, streamed, without ``marks``. Each page is a reading of its own: later shards may be newer."""
+    def shards(self, batch_id: str, *, first: int = 0) -> Iterator[ShardStatus]:
+        """From the shard with number ``first`` on, in input order, streamed, without ``marks``.
+
+        Each page is a reading of its own: later shards may be newer.
+        """
 
     def find_request(self, batch_id: str, *, line: int | None = None, custom_id: str | None = None) -> StoredRequest:
         """The finished request with this line number or custom_id. Raises NotFound."""

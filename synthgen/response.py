@@ -6,6 +6,7 @@ it came in; it is never parsed and written again on the hot path.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -66,6 +67,16 @@ class Response:
         return self.error_code is None
 
 
+def usage_of(body: Mapping[str, Any]) -> tuple[int, int]:
+    """Prompt and completion tokens of a reply's body in any of the endpoints' words; 0 where it does not say."""
+    usage = body.get("usage")
+    if not isinstance(usage, dict):
+        return 0, 0
+    prompt = usage.get("prompt_tokens") or usage.get("input_tokens") or 0
+    completion = usage.get("completion_tokens") or usage.get("output_tokens") or 0
+    return prompt, completion
+
+
 def never_ran(line: int, custom_id: str, code: str) -> Response:
     """The failure of a request that was not asked because its batch ended; ``code`` is one of ``NEVER_RAN``."""
     return Response(line, custom_id, None, None, attempts=0, error_code=code, error_message=NEVER_RAN[code])
@@ -111,14 +122,14 @@ def read_output_line(line: bytes) -> Response:
     ours, reply, error = value["synthgen"], value["response"] or {}, value["error"] or {}
     status = reply.get("status_code")
     refused = status is not None and not 200 <= status < 300
-    usage = (reply.get("body") or {}).get("usage") or {} if not refused else {}
+    prompt_tokens, completion_tokens = (0, 0) if refused or not reply else usage_of(reply["body"])
     return Response(
         line=ours["line"],
         custom_id=value["custom_id"],
         body=orjson.dumps(reply["body"]) if reply else None,
         status_code=status,
-        prompt_tokens=usage.get("prompt_tokens", usage.get("input_tokens", 0)),
-        completion_tokens=usage.get("completion_tokens", usage.get("output_tokens", 0)),
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
         cost=ours["cost"],
         cached=ours["cached"],
         attempts=ours["attempts"],

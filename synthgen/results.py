@@ -11,7 +11,6 @@ from typing import Any
 import orjson
 
 from synthgen.batch import Batch
-from synthgen.errors import NotFound
 from synthgen.ports import Services, ShardStatus, StoredRequest
 from synthgen.request import Request, parse_line
 from synthgen.response import CANCELLED, EXPIRED, never_ran, output_line
@@ -51,18 +50,15 @@ def stream_results(
 
     Of a running batch the sealed shards only; with ``follow`` it waits for each next one until the batch has ended.
     """
-    nothing_after = -1
+    next_shard = 0
     while True:
         batch = services.store.get(batch_id)
-        for status in services.store.shards(batch_id):
-            number = status.shard.number
-            if number <= nothing_after:
-                continue
+        for status in services.store.shards(batch_id, first=next_shard):
             if follow and not _has_ended(status) and batch.state not in ENDED:
                 break
-            nothing_after = number
             yield from _shard_lines(services, batch, status, which)
-        if not follow or nothing_after + 1 >= batch.shards:
+            next_shard = status.shard.number + 1
+        if not follow or next_shard >= batch.shards:
             return
         wait(0.5)
 
@@ -100,12 +96,9 @@ def show(services: Services, batch_id: str, *, line: int | None = None, custom_i
 
 
 def _input_line(services: Services, batch: Batch, stored: StoredRequest) -> bytes:
-    for status in services.store.shards(batch.id):
-        if status.shard.number == stored.shard:
-            wanted = stored.row.line - status.shard.first_line
-            raw = services.objects.get(batch.input_key, start=status.shard.start, end=status.shard.end)
-            return raw.split(b"\n")[wanted].removesuffix(b"\r")
-    raise NotFound(f"{batch.id} has no shard {stored.shard}.")
+    shard = next(services.store.shards(batch.id, first=stored.shard)).shard
+    raw = services.objects.get(batch.input_key, start=shard.start, end=shard.end)
+    return raw.split(b"\n")[stored.row.line - shard.first_line].removesuffix(b"\r")
 
 
 def _has_ended(status: ShardStatus) -> bool:
@@ -133,8 +126,9 @@ def _is_good(line: bytes) -> bool:
 def _never_ran_lines(services: Services, batch: Batch, status: ShardStatus) -> Iterator[bytes]:
     """A shard that was cancelled before it began has no object: its lines are made from the input."""
     shard, rules = status.shard, batch.options.rules()
-    code = EXPIRED if batch.state is BatchState.EXPIRED else CANCELLED
-    rejected = {r.line for r in services.store.rejected(batch.id)} if batch.rejected else set()
+    code = CANCELLED if batch.state in (BatchState.CANCELLING, BatchState.CANCELLED) else EXPIRED
+    last_line = shard.first_line + shard.lines - 1
+    rejected = {bad.line for bad in services.store.rejected(batch.id, first=shard.first_line, last=last_line)}
     raw = services.objects.get(batch.input_key, start=shard.start, end=shard.end)
     lines = (line for piece in split_lines([raw], max_bytes=rules.max_bytes) for line, _ in piece)
     for number, line in enumerate(lines, start=shard.first_line):

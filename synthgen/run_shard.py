@@ -45,7 +45,8 @@ class Worker:
 def run_shard(services: Services, worker: Worker, batch_id: str, *, number: int | None = None) -> bool:
     """Run one shard of the batch (None: the lowest that is free) to its end; False when there was none to claim.
 
-    Raises ServiceUnavailable when database or storage stay away; the shard then comes back when its lease runs out.
+    Raises ServiceUnavailable when database or storage stay away (the shard then comes back when its lease runs out),
+    SynthgenError when the batch is ending and the shard cannot be closed, or does not account for its requests.
     """
     attempt = services.store.claim(
         batch_id, number=number, owner=services.owner, lease=services.limits.lease, engine=worker.identity
@@ -63,7 +64,8 @@ def run_shard(services: Services, worker: Worker, batch_id: str, *, number: int 
 def close_shards(services: Services, batch_id: str) -> int:
     """Seal the shards that were begun and now only have to end (batch cancelled or expired); how many.
 
-    Their checkpointed answers are kept, the rest never ran. Needs no engine.
+    Their checkpointed answers are kept, the rest never ran. Needs no engine. Raises SynthgenError when one cannot be
+    closed, because its input is gone.
     """
     closed = 0
     while True:
@@ -78,8 +80,12 @@ def close_shards(services: Services, batch_id: str) -> int:
 
 
 def _guarded(services: Services, run: _ShardRun) -> None:
-    """Whatever goes wrong, the shard is given back; what needs a person pauses the batch with a sentence."""
+    """Whatever goes wrong, the shard is given back; what needs a person pauses the batch with a sentence.
+
+    A batch that is ending cannot pause: what keeps its shard from being closed is raised as SynthgenError.
+    """
     attempt = run.attempt
+    ending = attempt.directive in _ENDING_CODES
     try:
         run.run()
     except LostLease:
@@ -92,10 +98,14 @@ def _guarded(services: Services, run: _ShardRun) -> None:
         raise
     except SynthgenError as error:
         services.store.release(attempt)
+        if ending:
+            raise
         _pause(services, attempt.batch, str(error))
     except Exception as error:
         services.store.release(attempt)
         logger.exception("shard failed: shard=%s/%d attempt=%d", attempt.batch.id, attempt.shard.number, attempt.number)
+        if ending:
+            raise SynthgenError(f"Shard {attempt.shard.number} of {attempt.batch.id} cannot end: {error!r}.") from error
         if attempt.number >= _BUG_ATTEMPTS:
             _pause(services, attempt.batch, f"Shard {attempt.shard.number} failed {attempt.number} times: {error!r}.")
     finally:

@@ -37,8 +37,8 @@ def batch_of(key: str) -> str | None:
 def split_lines(chunks: Iterable[bytes], *, max_bytes: int) -> Iterator[list[tuple[bytes, int]]]:
     """Lines in lists, one list a chunk: each line without its line end, and its length in the stream with it.
 
-    A line longer than ``max_bytes`` comes cut to ``max_bytes`` + 1 bytes with its true length, so that memory stays
-    bounded and the caller can still tell. The last line needs no newline.
+    A line longer than ``max_bytes`` may come cut, but to more than ``max_bytes`` bytes and with its true length: memory
+    is bounded by that and a chunk, and the caller can still tell. The last line needs no newline.
     """
     held = bytearray()
     dropped = 0

@@ -21,7 +21,7 @@ import orjson
 
 from synthgen.batch import Batch, BatchOptions, OnInvalid, Shard, new_batch_id
 from synthgen.completion import fill_window
-from synthgen.errors import BadInput, InvalidLines
+from synthgen.errors import BadInput, InvalidLines, ServiceUnavailable, StateConflict
 from synthgen.ports import Notify, ObjectWriter, Services, Source, say_nothing
 from synthgen.request import CHAT, LineRules, Rejected, Request, parse_line
 from synthgen.sharding import Marks, RepeatIndex, ShardCutter, id_digest, input_key, mark_repeats, split_lines
@@ -52,7 +52,8 @@ def submit(
     """Store the lines of all sources, one after another, as one batch and queue its first shards.
 
     The same content with the same options attaches to an unfinished batch, unless ``new``. Raises InvalidLines under
-    the policy ``fail``, BadInput when there is nothing to run; then nothing is stored.
+    the policy ``fail``, BadInput when there is nothing to run, StateConflict when the same is just being cancelled;
+    then nothing is stored.
     """
     options.rules()  # a bad template is told before anything is read
     earlier = None if new else _find_before_reading(services, sources, options, notify)
@@ -63,7 +64,6 @@ def submit(
         intake.read(sources, notify)
         batch = intake.store(name, salt=batch_id if new else "")
     if batch.id != batch_id:
-        services.objects.delete([input_key(batch_id)])
         return _attach(services, batch)
     fill_window(services, batch)
     return Submission(batch, attached=False)
@@ -71,6 +71,9 @@ def submit(
 
 def _attach(services: Services, batch: Batch) -> Submission:
     """Go on with an unfinished batch: the user who submits again wants it to run, so a pause ends."""
+    if batch.state is BatchState.CANCELLING:
+        present = f"{batch.state}; wait until it has ended, or use --new to make another"
+        raise StateConflict(batch.id, present, BatchState.IN_PROGRESS)
     if batch.state is BatchState.PAUSED:
         batch = services.store.move(batch.id, BatchState.IN_PROGRESS)
     fill_window(services, batch)
@@ -169,7 +172,11 @@ class _Intake:
             rejected=self._rejected.count,
             shards=len(shards),
         )
-        stored = self._services.store.create(batch, shards, self._rejected.in_line_order())
+        try:
+            stored = self._services.store.create(batch, shards, self._rejected.in_line_order())
+        except ServiceUnavailable:
+            self._cleanup.pop_all()  # perhaps it was stored and needs its input; if not, upkeep removes that
+            raise
         if stored.id == self._batch_id:
             self._cleanup.pop_all()
         return stored

@@ -19,7 +19,7 @@ from synthgen.engines.base import EngineSpec
 from synthgen.engines.refusals import Refusal, classify, status_within
 from synthgen.errors import BadInput, EngineError, FatalError, RetryableError, Unreachable
 from synthgen.request import INPUT_FIELD, Request
-from synthgen.response import TIMED_OUT, Reply
+from synthgen.response import TIMED_OUT, Reply, usage_of
 
 OPENAI: Final = "https://api.openai.com/v1"
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -171,16 +171,6 @@ def base_url(text: str) -> URL:
 def provider_of(url: URL) -> str:
     """Host, and port where it is given: who answers, in cache keys."""
     return f"{url.host}:{url.explicit_port}" if url.explicit_port else str(url.host)
-
-
-def usage_of(value: Mapping[str, Any]) -> tuple[int, int]:
-    """Prompt and completion tokens of a reply body in any of the endpoints' words; 0 where it does not say."""
-    usage = value.get("usage")
-    if not isinstance(usage, dict):
-        return 0, 0
-    prompt = usage.get("prompt_tokens") or usage.get("input_tokens") or 0
-    completion = usage.get("completion_tokens") or usage.get("output_tokens") or 0
-    return prompt, completion
 
 
 def one_line(body: bytes, value: object) -> bytes:
