@@ -53,7 +53,6 @@ def start(*, concurrency: int) -> None:
             target=_keep_up, args=(services, settings, worker.stopping), name="synthgen-upkeep", daemon=True
         ).start()
         _current = Process(settings, services, worker, stack.pop_all())
-    logger.info("worker ready: pool=%s engine=%s in_flight=%d", settings.pool, worker.lane.name, worker.lane.in_flight)
 
 
 def drain() -> None:

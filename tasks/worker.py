@@ -37,6 +37,8 @@ def run_beat(settings: Settings, *, loglevel: str = "INFO") -> None:
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]
 def _set_up_logging(loglevel: int | str | None = None, **_: Any) -> None:
     logging.basicConfig(level=loglevel or logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
+    # It warns, at every start, that direct exchanges cannot delay messages; none of ours is delayed.
+    logging.getLogger("kombu.transport.native_delayed_delivery").setLevel(logging.ERROR)
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
@@ -48,6 +50,13 @@ def _start(sender: Any, **_: Any) -> None:
         process.start(concurrency=int(sender.concurrency or 4))
     except SynthgenError as error:
         raise SystemExit(f"Error: {error}") from error
+
+
+@signals.worker_ready.connect  # type: ignore[untyped-decorator]
+def _tell(**_: Any) -> None:
+    here = process.current()
+    lane = here.worker.lane
+    logger.info("ready: pool=%s engine=%s in_flight=%d", here.settings.pool, lane.name, lane.in_flight)
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
