@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from storage.response_cache import PostgresResponseCache
-
 from storage import embedded_postgres, schema
 from storage.batch_store import PostgresBatchStore
 from storage.database import Database
 from storage.objects import open_objects
+from storage.response_cache import PostgresResponseCache
 from synthgen.batch import EngineIdentity
 from synthgen.engines.base import EngineSpec
 from synthgen.engines.lane import Lane
