@@ -71,8 +71,11 @@ class Asking:
         return [self._answers.popleft() for _ in range(len(self._answers))]
 
     def wait(self, timeout: float | None = None) -> bool:
-        """True when all is finished or broken, False after ``timeout`` seconds; never woken for single answers."""
-        return self._over.wait(timeout)
+        """True when all is finished or broken, False after ``timeout`` seconds; never woken for single answers.
+
+        After ``stop`` it waits for what is still in flight, broken or not.
+        """
+        return self.finished or self._over.wait(timeout)
 
     def stop(self) -> None:
         """Send no more: drop what was not sent and what waits to be sent again; what is in flight may finish."""
@@ -89,11 +92,13 @@ class Asking:
 
     def halt(self, fatal: FatalError | None = None) -> None:
         """Nothing more is sent; ``fatal`` says why if the engine is to blame."""
-        self.stopped = True
-        self.pending.clear()
-        if fatal is not None and self.fatal is None:
+        if fatal is None:
+            self._over.clear()  # whoever stops knows of a fatal error already, and now waits for the rest
+        elif not self.stopped:
             self.fatal = fatal
             self._over.set()
+        self.stopped = True
+        self.pending.clear()
 
     def settle(self) -> bool:
         """Note whether all is finished; True if so."""
