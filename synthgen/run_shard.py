@@ -155,12 +155,13 @@ class _ShardRun:
             if turn:
                 askings.append(worker.lane.ask([requests[line] for line in turn]))
             _wait_for(askings, self._services.limits.checkpoint)
+            all_in = all(asking.finished for asking in askings)  # read before the last take, so that none is missed
             self._checkpoint(askings)
             broken = next((asking.fatal for asking in askings if asking.fatal is not None), None)
             if broken is not None:
                 self._drain(askings)
                 raise broken
-            if all(asking.finished for asking in askings):
+            if all_in:
                 if not self._answers.open():
                     return
                 worker.stopping.wait(self._services.limits.checkpoint)  # others are asking what we wait for

@@ -116,8 +116,8 @@ def engine_spec(settings: Settings) -> EngineSpec:
     return EngineSpec(
         kind=kind,
         model=settings.model,
-        base_url=settings.base_url,
-        api_key=settings.api_key,
+        base_url=_own(settings, "base_url") if kind == "litellm" else settings.base_url,
+        api_key=_own(settings, "api_key") if kind == "litellm" else settings.api_key,
         provider=settings.provider,
         in_flight=settings.in_flight,
         timeout=settings.request_timeout,
@@ -125,6 +125,11 @@ def engine_spec(settings: Settings) -> EngineSpec:
         output_price=settings.output_price,
         options=settings.engine_options,
     )
+
+
+def _own(settings: Settings, name: str) -> str | None:
+    """The setting unless it was borrowed from OpenAI's variables: LiteLLM must not send that key to another provider."""
+    return None if settings.origins[name].startswith("OPENAI_") else getattr(settings, name)
 
 
 def limits_of(settings: Settings) -> Limits:
