@@ -134,11 +134,13 @@ class FakeBatchStore:
             shards={state: sum(s.state is state for s in record.shards) for state in ShardState},
         )
 
-    def rejected(self, batch_id: str) -> Iterator[Rejected]:
-        yield from self._batches[batch_id].rejected if batch_id in self._batches else ()
+    def rejected(self, batch_id: str, *, first: int = 1, last: int | None = None) -> Iterator[Rejected]:
+        for line in self._batches[batch_id].rejected if batch_id in self._batches else ():
+            if first <= line.line and (last is None or line.line <= last):
+                yield line
 
-    def shards(self, batch_id: str) -> Iterator[ShardStatus]:
-        for s in self._batches[batch_id].shards if batch_id in self._batches else ():
+    def shards(self, batch_id: str, *, first: int = 0) -> Iterator[ShardStatus]:
+        for s in self._batches[batch_id].shards[first:] if batch_id in self._batches else ():
             yield ShardStatus(replace(s.shard, marks=()), s.state, s.attempts, s.result)
 
     @_transaction
