@@ -16,11 +16,11 @@ trap '"$synthgen" db stop >/dev/null 2>&1 || true' EXIT
 
 cat <<END
 
-The text of these answers is mocked: random words in place of a model's. Everything else was real: a PostgreSQL of
-its own, checkpoints, cache, results in input order.
+The text of these answers is mocked: made-up words in place of a model's. All else was real: a PostgreSQL of its own,
+checkpoints, cache, results in input order.
 
   answers   demo/answers.jsonl, one line for each line of examples/questions.jsonl
-  again     make demo: every answer now comes from the cache
+  again     make demo: now every answer comes from the cache
 
 With a real model, on any OpenAI-compatible server:
 

@@ -20,6 +20,8 @@ from tests.services.missing import missing
 
 _DEFAULT = "amqp://guest:guest@127.0.0.1:5672//"
 _CTL_PATIENCE = 60
+TEST_POOLS = ("default", "gpu", "other", "test")
+"""The pools that tests may use: where they share a virtual host with others, only the queues of these are removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +97,13 @@ def _ctl(*arguments: str) -> bool:
 
 
 def _delete_queues(url: str, prefix: str) -> None:
-    """By the names that tests use: AMQP cannot list queues, so the pools of the tests are named here."""
+    """AMQP cannot list queues, so those of the pools that tests use are named here."""
     import kombu
 
     with kombu.Connection(url) as connection, connection.channel() as channel:
-        for pool in ("default", "gpu", "other", "test"):
-            channel.queue_delete(f"{prefix}.{pool}")
+        for queue in (f"{prefix}-upkeep", *(f"{prefix}.{pool}" for pool in TEST_POOLS)):
+            channel.queue_delete(queue)
+        channel.exchange_delete(prefix)
 
 
 def _without_password(url: str) -> str:
