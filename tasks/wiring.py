@@ -128,7 +128,7 @@ def engine_spec(settings: Settings) -> EngineSpec:
 
 
 def _own(settings: Settings, name: str) -> str | None:
-    """The setting unless it was borrowed from OpenAI's variables: LiteLLM must not send that key to another provider."""
+    """The setting, unless borrowed from OpenAI's variables: LiteLLM must not send that key to another provider."""
     return None if settings.origins[name].startswith("OPENAI_") else getattr(settings, name)
 
 
