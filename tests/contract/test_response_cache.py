@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -89,7 +90,7 @@ def test_an_announcement_lapses(response_cache: ResponseCache, later: Later) -> 
     ],
 )
 def test_purge_removes_what_matches_all_conditions(
-    response_cache: ResponseCache, conditions: dict[str, str], left: set[int]
+    response_cache: ResponseCache, conditions: dict[str, Any], left: set[int]
 ) -> None:
     response_cache.put([some_entry(1, model="large"), some_entry(2, model="small")])
     response_cache.put([some_entry(n, namespace="mine", model=m) for n, m in ((3, "large"), (4, "small"))])
