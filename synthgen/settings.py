@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
@@ -21,6 +22,9 @@ from synthgen.errors import BadSetting
 
 CONFIG_NAME: Final = "synthgen.toml"
 _PREFIX: Final = "SYNTHGEN_"
+_HIDDEN: Final = "********"
+_SECRET: Final = re.compile("key|token|secret|password", re.IGNORECASE)
+_SECRET_IN_QUERY: Final = re.compile(r"([?&][^&=]*(?:key|token|secret|password)[^&=]*=)[^&#]*", re.IGNORECASE)
 _BORROWED: Final = {"api_key": "OPENAI_API_KEY", "base_url": "OPENAI_BASE_URL"}
 """Settings that fall back to a variable that the field's other tools read."""
 
@@ -135,6 +139,14 @@ def load_settings(environ: Mapping[str, str] | None = None, *, folder: Path | No
     return Settings.build(values, origins)
 
 
+def read_secret(variable: str, environ: Mapping[str, str] | None = None) -> str:
+    """What ``--api-key-env`` names. Raises BadSetting when it is not set."""
+    value = (os.environ if environ is None else environ).get(variable)
+    if not value:
+        raise BadSetting(f"--api-key-env names {variable}, which is not set; run: export {variable}=YOUR-KEY")
+    return value
+
+
 def unread_variables(environ: Mapping[str, str] | None = None) -> list[str]:
     """``SYNTHGEN_*`` variables that no setting reads: most likely misspelt."""
     known = {_PREFIX + name.upper() for name in Settings.model_fields} | {_PREFIX + "CONFIG"}
@@ -163,23 +175,28 @@ def _sentence(error: ValidationError, origins: Mapping[str, str]) -> str:
     where = origins.get(name, "default")
     if first["type"] == "extra_forbidden":
         return f"{where}: there is no setting '{name}'; 'synthgen config' lists them all."
-    return f"{where}: setting '{name}' is {first['input']!r}: {first['msg'].lower()}."
+    given = _HIDDEN if _SECRET.search(name) else repr(first["input"])
+    return f"{where}: setting '{name}' is {given}: {first['msg'].lower()}."
 
 
 def _masked(name: str, value: object) -> str | None:
     if value is None:
         return None
-    if name == "api_key":
-        return "********"
+    if isinstance(value, dict):
+        return json.dumps({option: _masked(option, text) for option, text in value.items()})
+    if _SECRET.search(name):
+        return _HIDDEN
     if name.endswith("_url"):
         return mask_url(str(value))
     return str(value)
 
 
 def mask_url(url: str) -> str:
-    """The URL with its password hidden."""
-    parts = urlsplit(url)
-    if not parts.password:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username}:********@{host}"))
+    """The URL with its password hidden, before the host or in the query."""
+    try:
+        password = urlsplit(url).password
+    except ValueError:  # no URL: nobody knows where in it a password is
+        return _HIDDEN
+    if password:
+        url = url.replace(f":{password}@", f":{_HIDDEN}@", 1)
+    return _SECRET_IN_QUERY.sub(rf"\1{_HIDDEN}", url)
