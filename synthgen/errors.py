@@ -13,9 +13,11 @@ A request that fails is data (a ``Response``), never an exception; exceptions ar
     └── EngineError               the boundary of the engines; never leaves the lane
         ├── RetryableError        the same request may succeed later (retryable)
         │   ├── RateLimited       429; says how long to wait
-        │   └── Unreachable       no reply at all: refused, reset, name not found
+        │   ├── Unreachable       no reply at all: refused, reset, name not found
+        │   └── EngineLost        the server that we supervise died with the request in flight
         ├── PermanentError        this request cannot succeed, others can
         └── FatalError            the engine cannot serve anyone: the batch pauses with this sentence
+            └── EngineGone        … and that is this worker's trouble: it ends, the batch goes on elsewhere
 
 Exit codes and HTTP statuses are chosen at the edges, one table each.
 """
@@ -114,9 +116,20 @@ class Unreachable(RetryableError):
         super().__init__(message, code="connection_error")
 
 
+class EngineLost(RetryableError):
+    """The server that this worker supervises died with the request in flight; nobody's fault until it is proved."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="engine_crashed")
+
+
 class PermanentError(EngineError):
     """This request cannot succeed (400, context too long, content policy); the others can."""
 
 
 class FatalError(EngineError):
     """The engine can serve nobody: wrong key, unknown model, endpoint gone. The message says what to fix."""
+
+
+class EngineGone(FatalError):
+    """The server that this worker supervises cannot be kept alive: the worker gives its shards back and ends."""

@@ -18,7 +18,7 @@ from synthgen.response import Response
 class Job:
     """One request on its way through the lane. Made in the shard's thread, changed only on the loop."""
 
-    __slots__ = ("asking", "deadline", "failures", "replies", "request", "successes", "tries", "unreached")
+    __slots__ = ("asking", "deadline", "deaths", "failures", "replies", "request", "successes", "tries", "unreached")
 
     def __init__(self, request: Request, asking: Asking) -> None:
         self.request = request
@@ -26,6 +26,8 @@ class Job:
         self.tries = 0
         self.failures = 0
         """Tries that used up an attempt."""
+        self.deaths = 0
+        """Deaths of the engine while this was in flight."""
         self.unreached = 0
         self.deadline = 0.0
         self.replies = 0

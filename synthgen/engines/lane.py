@@ -18,7 +18,16 @@ from typing import Any, Final, TypeVar
 
 from synthgen.engines.asking import Asking, Job
 from synthgen.engines.base import Engine
-from synthgen.errors import EngineError, FatalError, PermanentError, RateLimited, RetryableError, Unreachable
+from synthgen.engines.suspects import Suspects
+from synthgen.errors import (
+    EngineError,
+    EngineLost,
+    FatalError,
+    PermanentError,
+    RateLimited,
+    RetryableError,
+    Unreachable,
+)
 from synthgen.request import Request
 from synthgen.response import Reply, Response
 from synthgen.retry import RetryPolicy, backoff
@@ -71,6 +80,9 @@ class Lane:
         self._open: list[Asking] = []
         """Those with something to send, oldest first."""
         self._turn = 0
+        self._sent = 0
+        """Requests in flight now, over all askings."""
+        self._suspects = Suspects()
         self._replies = 0
         self._successes = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -185,7 +197,8 @@ class Lane:
         """Start workers for what can be sent now."""
         if self._hold is not None:
             return
-        wanted = min(self.in_flight - len(self._tasks), sum(len(asking.pending) for asking in self._open))
+        ready = self._suspects.sendable if self._suspects.any else sum(len(asking.pending) for asking in self._open)
+        wanted = min(self.in_flight - len(self._tasks), ready)
         for _ in range(wanted):
             task = self._loop.create_task(self._work())
             self._tasks.add(task)
@@ -199,7 +212,11 @@ class Lane:
 
     def _next(self) -> Job | None:
         """The oldest asking has every second turn, so that shards end one after another; all share the other turns."""
-        if self._hold is not None or not self._open:
+        if self._hold is not None:
+            return None
+        if self._suspects.any:
+            return self._suspects.next()
+        if not self._open:
             return None
         self._turn += 1
         index = 0 if self._turn & 1 else (self._turn >> 1) % len(self._open)
@@ -216,6 +233,7 @@ class Lane:
             asking = job.asking
             self._note_sending(job)
             asking.outstanding += 1
+            self._sent += 1
             asking.tasks.add(task)
             started = perf_counter()
             try:
@@ -223,8 +241,11 @@ class Lane:
                 self._settle(job, outcome, round((perf_counter() - started) * 1000))
             finally:  # cancelled or not, and only after the response is delivered
                 asking.outstanding -= 1
+                self._sent -= 1
                 asking.tasks.discard(task)
                 self._retire(asking)
+                if self._sent == 0 and self._suspects.any:
+                    self._sort_out()
 
     async def _try(self, request: Request) -> Reply | EngineError:
         try:
@@ -260,12 +281,22 @@ class Lane:
                 job.asking.deliver(_failure(job, outcome, latency_ms, self.name))
             case RateLimited():
                 self._again(job, outcome, latency_ms, self._pause(outcome.retry_after))
+            case EngineLost():
+                self._suspects.lost(job)
             case Unreachable():
                 self._after_silence(job, outcome, latency_ms)
             case RetryableError():
                 self._use_up(job, outcome, latency_ms)
             case _:
                 self._give_up(job, outcome, latency_ms)
+
+    def _sort_out(self) -> None:
+        """All are back after a death of the engine, or after a part of the suspects came through."""
+        for job in self._suspects.judge():
+            message = f"The engine died {job.deaths} times with this request in flight, at last with no other."
+            job.asking.deliver(_failure(job, EngineLost(message), 0, self.name))
+            self._retire(job.asking)
+        self._fill()
 
     def _note_reply(self) -> None:
         self._replies += 1

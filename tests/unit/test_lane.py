@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable
 
 import pytest
 
@@ -29,13 +29,6 @@ from tests.fakes.scripted_engine import (
 
 OVERLOADED = RetryableError("Overloaded.", code="server_error", status_code=503, body=b'{"error":{}}')
 NO_REPLY = Unreachable("http://nowhere:1/v1 cannot be reached.")
-
-
-@pytest.fixture
-def lane_with() -> Iterator[Lanes]:
-    lanes = Lanes()
-    yield lanes
-    lanes.close()
 
 
 def test_every_request_gets_exactly_one_response(lane_with: Lanes) -> None:
