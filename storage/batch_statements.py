@@ -101,33 +101,15 @@ def _only(connection: Connection, query: sa.Select[Any], reference: str) -> Batc
     return batch_from(rows[0])
 
 
+_by_id = sa.select(batches).where(batches.c.id == sa.bindparam("batch_id"))
+
+
 def _find(connection: Connection, batch_id: str) -> sa.RowMapping | None:
-    return connection.execute(sa.select(batches).where(batches.c.id == batch_id)).mappings().one_or_none()
+    return connection.execute(_by_id, {"batch_id": batch_id}).mappings().one_or_none()
 
 
 def _unknown(reference: str) -> NotFound:
     return NotFound(f"There is no batch {reference!r}; 'synthgen list' shows those that exist.")
-
-
-def progress(connection: Connection, batch_id: str) -> Progress:
-    found = _progress(connection, sa.select(batches).where(batches.c.id == batch_id))
-    if not found:
-        raise _unknown(batch_id)
-    return found[0]
-
-
-def newest(connection: Connection, states: Collection[BatchState], limit: int) -> list[Progress]:
-    latest = sa.select(batches).where(in_states(batches.c.state, states))
-    return _progress(connection, latest.order_by(batches.c.created_at.desc(), batches.c.id.desc()).limit(limit))
-
-
-def _progress(connection: Connection, chosen: sa.Select[Any]) -> list[Progress]:
-    """One statement, hence one reading: the batches and the sums over their shards."""
-    batch = chosen.subquery("batch")
-    sums = sa.select(*_sums()).where(shards.c.batch_id == batch.c.id).lateral("sums")
-    query = sa.select(batch, sums).select_from(batch.join(sums, sa.true()))
-    query = query.order_by(batch.c.created_at.desc(), batch.c.id.desc())
-    return [_progress_from(row) for row in connection.execute(query).mappings()]
 
 
 def _sums() -> Iterable[sa.ColumnElement[Any]]:
@@ -139,6 +121,30 @@ def _sums() -> Iterable[sa.ColumnElement[Any]]:
     yield sa.cast(sa.func.coalesce(running, 0), sa.BigInteger()).label("requests_running")
     for state in ShardState:
         yield sa.func.count().filter(in_states(shards.c.state, [state])).label(f"shards_{state}")
+
+
+def _with_sums(chosen: sa.Select[Any]) -> sa.Select[Any]:
+    """One statement, hence one reading: the batches and the sums over their shards."""
+    batch = chosen.subquery("batch")
+    sums = sa.select(*_sums()).where(shards.c.batch_id == batch.c.id).lateral("sums")
+    query = sa.select(batch, sums).select_from(batch.join(sums, sa.true()))
+    return query.order_by(batch.c.created_at.desc(), batch.c.id.desc())
+
+
+_progress = _with_sums(_by_id)
+
+
+def progress(connection: Connection, batch_id: str) -> Progress:
+    row = connection.execute(_progress, {"batch_id": batch_id}).mappings().one_or_none()
+    if row is None:
+        raise _unknown(batch_id)
+    return _progress_from(row)
+
+
+def newest(connection: Connection, states: Collection[BatchState], limit: int) -> list[Progress]:
+    latest = sa.select(batches).where(in_states(batches.c.state, states))
+    latest = latest.order_by(batches.c.created_at.desc(), batches.c.id.desc()).limit(limit)
+    return [_progress_from(row) for row in connection.execute(_with_sums(latest)).mappings()]
 
 
 def _progress_from(row: sa.RowMapping) -> Progress:

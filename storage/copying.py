@@ -4,24 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from psycopg import sql
+from sqlalchemy.dialects import postgresql as pg
 
 from storage.database import driver_of
 
+_BINARY: Final = {
+    sa.Text: "text",
+    sa.Integer: "int4",
+    sa.BigInteger: "int8",
+    sa.Double: "float8",
+    sa.Boolean: "bool",
+    pg.ARRAY: "int4[]",
+}
+"""What the driver calls the types of the columns that are copied."""
 
-def copy_rows(connection: sa.Connection, table: sa.Table, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
-    """How many rows were stored; each has its values in the order of ``columns``."""
-    with driver_of(connection).cursor() as cursor:
-        with cursor.copy(_statement(table.name, tuple(columns))) as copy:
-            for row in rows:
-                copy.write_row(row)
-        return cursor.rowcount
+
+def copy_rows(
+    connection: sa.Connection, table: sa.Table, columns: tuple[str, ...], rows: Iterable[Sequence[Any]]
+) -> None:
+    """Each row has its values in the order of ``columns``. Binary, which takes the client half the time of text."""
+    with driver_of(connection).cursor() as cursor, cursor.copy(_statement(table, columns)) as copy:
+        copy.set_types([_BINARY[type(table.c[name].type)] for name in columns])
+        for row in rows:
+            copy.write_row(row)
 
 
 @cache
-def _statement(table: str, columns: tuple[str, ...]) -> sql.Composed:
+def _statement(table: sa.Table, columns: tuple[str, ...]) -> sql.Composed:
     names = sql.SQL(", ").join(map(sql.Identifier, columns))
-    return sql.SQL("copy {} ({}) from stdin").format(sql.Identifier(table), names)
+    return sql.SQL("copy {} ({}) from stdin (format binary)").format(sql.Identifier(table.name), names)

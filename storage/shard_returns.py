@@ -90,12 +90,15 @@ def _staying_counts(shard: Shards, codes: sa.ColumnElement[Any]) -> sa.FromClaus
 _GIVEN_BACK = leaving(SHARD_MOVES, _S.PENDING) & {_S.RUNNING}
 
 
+def _held(old: Shards) -> sa.ColumnElement[bool]:
+    return sa.and_(old.c.token == sa.bindparam("held_token"), in_states(old.c.state, _GIVEN_BACK))
+
+
+_release = back_to_pending(_held, batches.c.retry_codes)
+
+
 def release(connection: sa.Connection, token: int) -> None:
-    connection.execute(
-        back_to_pending(
-            lambda old: sa.and_(old.c.token == token, in_states(old.c.state, _GIVEN_BACK)), batches.c.retry_codes
-        )
-    )
+    connection.execute(_release, {"held_token": token})
 
 
 def rescue(connection: sa.Connection, owners: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from storage.copying import copy_rows
-from storage.rows import batch_from, counts_values, directive_for, engine_from, result_from, shard_from, storable
+from storage.rows import batch_from, counts_values, directive_for, engine_from, result_from, shard_from, storable, utc
 from storage.shard_returns import lines_of
 from storage.tables import attempt_tokens, batches, in_states, rejected_lines, requests, shards, turns
 from synthgen.batch import COUNT_FIELDS, Attempt, Batch, Directive, EngineIdentity
@@ -35,17 +35,20 @@ def status_page(connection: sa.Connection, batch_id: str, after: int, size: int)
     return [ShardStatus(shard_from(r), ShardState(r["state"]), r["attempts"], result_from(r)) for r in rows]
 
 
-_RANGE = [shards.c[name] for name in ("number", "start", "end", "first_line", "lines", "requests")]
-_RESULT = [shards.c[name] for name in ("result_key", "result_size", "result_digest", "result_counts", "never_ran")]
-_STATUS = [*_RANGE, shards.c.state, shards.c.attempts, *_RESULT]
+_RANGE = ("number", "start", "end", "first_line", "lines", "requests")
+_RESULT = ("result_key", "result_size", "result_digest", "result_counts", "never_ran")
+_STATUS = [shards.c[name] for name in (*_RANGE, "state", "attempts", *_RESULT)]
+
+
+_of_batch = shards.c.batch_id == sa.bindparam("of_batch")
+_all_ended = sa.select(
+    ~sa.exists().where(_of_batch, in_states(shards.c.state, {_S.PENDING, _S.QUEUED}))
+    & ~sa.exists().where(_of_batch, in_states(shards.c.state, _MOVING))  # each has an index of only such shards
+)
 
 
 def all_ended(connection: sa.Connection, batch_id: str) -> bool:
-    """Two questions, because each is answered by an index that holds only such shards."""
-    of_batch = shards.c.batch_id == batch_id
-    free = sa.exists().where(of_batch, in_states(shards.c.state, {_S.PENDING, _S.QUEUED}))
-    moving = sa.exists().where(of_batch, in_states(shards.c.state, _MOVING))
-    return connection.execute(sa.select(~free & ~moving)).scalar_one()
+    return connection.execute(_all_ended, {"of_batch": batch_id}).scalar_one()
 
 
 def cancel_unstarted(connection: sa.Connection, batch_id: str) -> int:
@@ -62,83 +65,50 @@ def cancel_unstarted(connection: sa.Connection, batch_id: str) -> int:
     return connection.execute(update).rowcount
 
 
-def queue_window(connection: sa.Connection, batch_id: str, spare: int) -> list[int]:
-    """The batch's row is locked, so that two callers do not both fill the same room."""
-    batch = sa.select(batches.c.state).where(batches.c.id == batch_id).with_for_update(key_share=True)
-    if connection.execute(batch).scalar_one_or_none() != BatchState.IN_PROGRESS:
-        return []
-    queued, running = (sa.func.count().filter(in_states(shards.c.state, [s])) for s in (_S.QUEUED, _S.RUNNING))
-    room_query = sa.select(spare + running - queued).where(
-        shards.c.batch_id == batch_id, in_states(shards.c.state, _MOVING)
+_lock_batch = sa.select(batches.c.state).where(batches.c.id == sa.bindparam("of_batch")).with_for_update(key_share=True)
+
+
+def _queue_lowest() -> sa.Executable:
+    def how_many(state: ShardState) -> sa.ColumnElement[int]:
+        return sa.func.count().filter(in_states(shards.c.state, [state]))
+
+    room = (
+        sa.select(sa.func.greatest(0, sa.bindparam("spare") + how_many(_S.RUNNING) - how_many(_S.QUEUED)))
+        .where(_of_batch, in_states(shards.c.state, _MOVING))
+        .scalar_subquery()
     )
-    room = connection.execute(room_query).scalar_one()
-    if room <= 0:
-        return []
     lowest = (
         sa.select(shards.c.number)
-        .where(
-            shards.c.batch_id == batch_id,
-            in_states(shards.c.state, leaving(SHARD_MOVES, _S.QUEUED)),
-        )
+        .where(_of_batch, in_states(shards.c.state, leaving(SHARD_MOVES, _S.QUEUED)))
         .order_by(shards.c.number)
         .limit(room)
         .with_for_update(skip_locked=True)
         .cte("lowest")  # as a mere subquery it could be run, and lock, more than once
     )
-    update = (
+    return (
         sa.update(shards)
-        .where(shards.c.batch_id == batch_id, shards.c.number == lowest.c.number)
+        .where(_of_batch, shards.c.number == lowest.c.number)
         .values(state=str(_S.QUEUED), queued_at=sa.func.now())
         .returning(shards.c.number)
     )
-    return sorted(connection.execute(update).scalars())
 
 
-def claim(
-    connection: sa.Connection,
-    batch_id: str,
-    *,
-    number: int | None,
-    owner: str,
-    lease: float,
-    engine: EngineIdentity | None,
-) -> Attempt | None:
-    """The claim itself, and what the attempt needs to know, in one transaction."""
-    row = (
-        connection.execute(
-            _claim_one if number is not None else _claim_lowest,
-            {
-                "of_batch": batch_id,
-                "wanted": number,
-                "new_owner": owner,
-                "lease": timedelta(seconds=lease),
-                "new_engine": None if engine is None else dataclasses.asdict(engine),
-            },
-        )
-        .mappings()
-        .one_or_none()
-    )
-    if row is None:
-        return None
-    batch, directive = _batch_of_attempt(connection, batch_id)
-    return Attempt(
-        batch=batch,
-        shard=shard_from(row, marks=row["marks"]),
-        token=row["token"],
-        number=row["attempts"],
-        rejected=_rejected_in(connection, batch, row),
-        previous_key=row["result_key"],
-        engine=engine_from(row["engine"]),
-        directive=directive,
-    )
+_queue = _queue_lowest()
 
 
-def _claim(which: sa.ColumnElement[bool]) -> sa.Update:
+def queue_window(connection: sa.Connection, batch_id: str, spare: int) -> list[int]:
+    """The batch's row is locked, so that two callers do not both fill the same room."""
+    if connection.execute(_lock_batch, {"of_batch": batch_id}).scalar_one_or_none() != BatchState.IN_PROGRESS:
+        return []
+    return sorted(connection.execute(_queue, {"of_batch": batch_id, "spare": spare}).scalars())
+
+
+def _claim(which: sa.ColumnElement[bool]) -> sa.Executable:
     engine = sa.bindparam("new_engine", type_=shards.c.engine.type)
     return (
         sa.update(shards)
         .where(
-            shards.c.batch_id == sa.bindparam("of_batch"),
+            _of_batch,
             which,
             in_states(shards.c.state, _FREE),
             batches.c.id == shards.c.batch_id,
@@ -153,13 +123,20 @@ def _claim(which: sa.ColumnElement[bool]) -> sa.Update:
             started_at=sa.func.now(),
             attempts=shards.c.attempts + 1,
         )
-        .returning(*_RANGE, shards.c.marks, shards.c.token, shards.c.attempts, shards.c.engine, shards.c.result_key)
+        .returning(
+            *(shards.c[name].label(f"shard_{name}") for name in _OF_ATTEMPT),
+            *batches.c,
+            _OVERDUE,
+            sa.func.now().label("now"),
+        )
     )
 
 
+_OF_ATTEMPT = (*_RANGE, "marks", "token", "attempts", "engine", "result_key")
+_OVERDUE = sa.func.coalesce(batches.c.expires_at <= sa.func.now(), sa.false()).label("overdue")
 _lowest_free = (
     sa.select(shards.c.number)
-    .where(shards.c.batch_id == sa.bindparam("of_batch"), in_states(shards.c.state, _FREE))
+    .where(_of_batch, in_states(shards.c.state, _FREE))
     .order_by(shards.c.number)
     .limit(1)
     .with_for_update(skip_locked=True)
@@ -170,20 +147,52 @@ _claim_one = _claim(shards.c.number == sa.bindparam("wanted", type_=sa.Integer))
 _claim_lowest = _claim(shards.c.number == _lowest_free)
 
 
-def _batch_of_attempt(connection: sa.Connection, batch_id: str) -> tuple[Batch, Directive]:
-    """The batch as the attempt sees it, begun by it if it is the first, and what it wants."""
-    begin = sa.update(batches).where(batches.c.id == batch_id, batches.c.started_at.is_(None))
-    overdue = sa.func.coalesce(batches.c.expires_at <= sa.func.now(), sa.false()).label("overdue")
-    query = sa.select(batches, overdue).where(batches.c.id == batch_id)
-    row = connection.execute(query).mappings().one()
-    if row["started_at"] is None:
-        connection.execute(begin.values(started_at=sa.func.now()))
-        row = connection.execute(query).mappings().one()
+def claim(
+    connection: sa.Connection,
+    batch_id: str,
+    *,
+    number: int | None,
+    owner: str,
+    lease: float,
+    engine: EngineIdentity | None,
+) -> Attempt | None:
+    """The claim itself, and what the attempt needs to know, in one transaction."""
+    values = {
+        "of_batch": batch_id,
+        "wanted": number,
+        "new_owner": owner,
+        "lease": timedelta(seconds=lease),
+        "new_engine": None if engine is None else dataclasses.asdict(engine),
+    }
+    statement = _claim_lowest if number is None else _claim_one
+    row = connection.execute(statement, values).mappings().one_or_none()
+    if row is None:
+        return None
     batch = batch_from(row)
-    return batch, directive_for(batch.state, overdue=row["overdue"])
+    if batch.started_at is None:
+        connection.execute(_begin, {"of_batch": batch_id})
+        batch = dataclasses.replace(batch, started_at=utc(row["now"]))
+    claimed = {name: row[f"shard_{name}"] for name in _OF_ATTEMPT}
+    return Attempt(
+        batch=batch,
+        shard=shard_from(claimed, marks=claimed["marks"]),
+        token=claimed["token"],
+        number=claimed["attempts"],
+        rejected=_rejected_in(connection, batch, claimed),
+        previous_key=claimed["result_key"],
+        engine=engine_from(claimed["engine"]),
+        directive=directive_for(batch.state, overdue=row["overdue"]),
+    )
 
 
-def _rejected_in(connection: sa.Connection, batch: Batch, shard: sa.RowMapping) -> frozenset[int]:
+_begin = (
+    sa.update(batches)
+    .where(batches.c.id == sa.bindparam("of_batch"), batches.c.started_at.is_(None))
+    .values(started_at=sa.func.now())
+)
+
+
+def _rejected_in(connection: sa.Connection, batch: Batch, shard: dict[str, Any]) -> frozenset[int]:
     if not batch.rejected:
         return frozenset()
     first, line = shard["first_line"], rejected_lines.c.line
@@ -205,11 +214,10 @@ def heartbeat(connection: sa.Connection, beats: Sequence[Beat], lease: float) ->
 _NO_WAIT_FOR_DISK = sa.text("set local synchronous_commit = off")
 
 
-def _heartbeat_statement() -> sa.Executable:
+def _keep_alive() -> sa.Executable:
     arrays = [sa.bindparam("tokens", type_=pg.ARRAY(sa.BigInteger))]
     arrays += [sa.bindparam(f"all_{name}", type_=pg.ARRAY(shards.c[name].type)) for name in COUNT_FIELDS]
     beat = sa.func.unnest(*arrays).table_valued("token", *COUNT_FIELDS, name="beat").render_derived()
-    overdue = sa.func.coalesce(batches.c.expires_at <= sa.func.now(), sa.false())
     return (
         sa.update(shards)
         .where(
@@ -221,41 +229,43 @@ def _heartbeat_statement() -> sa.Executable:
             lease_until=sa.func.now() + _LEASE,
             **{name: beat.c[name] for name in COUNT_FIELDS},
         )
-        .returning(shards.c.token, batches.c.state, overdue)
+        .returning(shards.c.token, batches.c.state, _OVERDUE)
     )
 
 
-_heartbeat = _heartbeat_statement()
+_heartbeat = _keep_alive()
+
+
+_held = sa.and_(_of_batch, shards.c.number == sa.bindparam("wanted"), shards.c.token == sa.bindparam("held_token"))
+_is_sealed = sa.select(sa.exists().where(_held, in_states(shards.c.state, [_S.DONE])))
+_seal = (
+    sa.update(shards)
+    .where(_held, in_states(shards.c.state, leaving(SHARD_MOVES, _S.DONE)))
+    .values(
+        state=str(_S.DONE),
+        owner=None,
+        lease_until=None,
+        ended_at=sa.func.now(),
+        result_counts=sa.bindparam("counts"),
+        **{name: sa.bindparam(f"new_{name}") for name in ("result_key", "result_size", "result_digest", "never_ran")},
+        **{name: sa.bindparam(f"new_{name}") for name in COUNT_FIELDS},
+    )
+)
 
 
 def seal(connection: sa.Connection, attempt: Attempt, result: SealedResult, rows: Sequence[RequestRow]) -> None:
-    batch_id, shard = attempt.batch.id, attempt.shard
-    this = [shards.c.batch_id == batch_id, shards.c.number == shard.number, shards.c.token == attempt.token]
-    update = (
-        sa.update(shards)
-        .where(*this, in_states(shards.c.state, leaving(SHARD_MOVES, _S.DONE)))
-        .values(
-            state=str(_S.DONE),
-            owner=None,
-            lease_until=None,
-            ended_at=sa.func.now(),
-            result_key=result.key,
-            result_size=result.size,
-            result_digest=result.digest,
-            result_counts=counts_values(result.counts),
-            never_ran=result.never_ran,
-            **counts_values(result.counts),
-        )
-    )
-    if connection.execute(update).rowcount == 0:
-        sealed = sa.exists().where(*this, in_states(shards.c.state, [_S.DONE]))
-        if not connection.execute(sa.select(sealed)).scalar_one():
+    batch_id, shard, counts = attempt.batch.id, attempt.shard, counts_values(result.counts)
+    values: dict[str, Any] = {"of_batch": batch_id, "wanted": shard.number, "held_token": attempt.token}
+    values |= {"new_result_key": result.key, "new_result_size": result.size, "new_result_digest": result.digest}
+    values |= {"new_never_ran": result.never_ran, "counts": counts}
+    values |= {f"new_{name}": count for name, count in counts.items()}
+    if connection.execute(_seal, values).rowcount == 0:
+        if not connection.execute(_is_sealed, values).scalar_one():
             raise LostLease(f"{batch_id}: shard {shard.number} is no longer held with token {attempt.token}.")
         return  # our own sealing, whose reply was lost
     if attempt.previous_key is not None:
-        connection.execute(
-            sa.delete(requests).where(requests.c.batch_id == batch_id, lines_of(shard.first_line, shard.lines))
-        )
+        lines = lines_of(shard.first_line, shard.lines)
+        connection.execute(sa.delete(requests).where(requests.c.batch_id == batch_id, lines))
     copy_rows(connection, requests, _REQUEST_COLUMNS, (_request_row(batch_id, shard.number, row) for row in rows))
 
 

@@ -26,7 +26,7 @@ def upgrade() -> None:
 
 _BATCHES = """
 create table batches (
-    id text primary key,
+    id text collate "C" primary key,
     name text not null,
     state text not null,
     options json not null,
@@ -60,7 +60,7 @@ create index batches_newest on batches (created_at, id)
 
 _SHARDS = """
 create table shards (
-    batch_id text not null,
+    batch_id text collate "C" not null,
     number integer not null,
     start bigint not null,
     "end" bigint not null,
@@ -112,7 +112,7 @@ create unique index shards_running on shards (token) where state = 'running'
 
 _REQUESTS = """
 create table requests (
-    batch_id text not null,
+    batch_id text collate "C" not null,
     line bigint not null,
     "offset" bigint not null,
     cost double precision,
@@ -139,7 +139,7 @@ create index requests_failed_by_code on requests (batch_id, error_code, line) wh
 
 _REJECTED_LINES = """
 create table rejected_lines (
-    batch_id text not null,
+    batch_id text collate "C" not null,
     line bigint not null,
     code text not null,
     message text not null,
