@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 from synthgen.batch import Attempt, Batch, Counts, Directive, EngineIdentity, Progress, Shard
 from synthgen.request import Rejected
 from synthgen.states import BatchState, ShardState
+from synthgen.workers import WorkerStatus
 
 
 class RequestRow(NamedTuple):
@@ -199,6 +200,19 @@ class BatchStore(Protocol):
 
     def take_turn(self, name: str, *, every: float) -> bool:
         """True for one caller per ``every`` seconds over all processes: who may run the periodic job ``name`` now."""
+
+
+class WorkerRegistry(Protocol):
+    """Who works where, as of their last signs of life."""
+
+    def beat(self, status: WorkerStatus) -> None:
+        """Store the status of a worker; ``beat_at`` becomes now, ``started_at`` stays that of the first beat."""
+
+    def leave(self, worker_id: str) -> None:
+        """Forget a worker that has ended in good order."""
+
+    def workers(self, *, silent_for: float) -> list[WorkerStatus]:
+        """Those whose last beat is at most so many seconds old, by pool and start; the others are forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
