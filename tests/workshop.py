@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
 
 from synthgen.batch import Batch, BatchOptions, EngineIdentity
+from synthgen.engines.asking import Asking
+from synthgen.errors import FatalError, PermanentError, RetryableError
 from synthgen.keeper import Keeper
 from synthgen.ports import CacheEntry, Limits, Services
 from synthgen.request import Request
 from synthgen.response import Reply
 from synthgen.results import Which, stream_results
 from synthgen.run_shard import Worker, run_shard
+from synthgen.states import ShardState
 from synthgen.submit import Submission, submit
 from tests.fakes.batch_store import FakeBatchStore
 from tests.fakes.clock import FakeClock
 from tests.fakes.dispatcher import FakeDispatcher
 from tests.fakes.object_store import FakeObjects
 from tests.fakes.response_cache import FakeResponseCache
-from tests.fakes.scripted_engine import PATIENCE, Answer, Lanes, ScriptedEngine
+from tests.fakes.scripted_engine import PATIENCE, Answer, Gate, Lanes, ScriptedEngine
 
 
 class MemorySource:
@@ -55,19 +58,32 @@ class MemorySource:
 
 
 class WatchedCache(FakeResponseCache):
-    """Tells a waiting test when answers have been stored."""
+    """Tells a waiting test when it has been looked into and when answers have been stored."""
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(clock)
         self._changed = threading.Condition()
         self.entries: list[CacheEntry] = []
         """Everything that was ever put."""
+        self._lookups = 0
+
+    def lookup(self, keys: Sequence[bytes], **options: Any) -> dict[bytes, CacheEntry]:
+        with self._changed:
+            self._lookups += 1
+            self._changed.notify_all()
+        return super().lookup(keys, **options)
 
     def put(self, entries: Sequence[CacheEntry], **options: Any) -> None:
         super().put(entries, **options)
         with self._changed:
             self.entries.extend(entries)
             self._changed.notify_all()
+
+    def wait_for_lookups(self, count: int) -> None:
+        """So many more from now on."""
+        with self._changed:
+            enough = self._lookups + count
+            assert self._changed.wait_for(lambda: self._lookups >= enough, PATIENCE)
 
     def wait_for_entries(self, count: int) -> None:
         with self._changed:
@@ -82,6 +98,25 @@ def echo(request: Request, _: int) -> Reply:
         "usage": {"prompt_tokens": 2, "completion_tokens": 3},
     }
     return Reply(orjson.dumps(body), 2, 3, 0.5, request_id=f"req-{request.custom_id}")
+
+
+def gated(gate: Gate, custom_id: str) -> Answer:
+    """Echoes; only this one waits for the gate."""
+    return lambda request, number: gate.reply() if request.custom_id == custom_id else echo(request, number)
+
+
+def failing(errors: Mapping[str, Exception]) -> Answer:
+    """Echoes, save where an error is given for the custom_id."""
+    return lambda request, number: errors.get(request.custom_id) or echo(request, number)
+
+
+WRONG_KEY = FatalError("The key is wrong: set OPENAI_API_KEY.", code="invalid_api_key", status_code=401)
+REFUSED = PermanentError("Too long.", code="context_length_exceeded", status_code=400, body=b'{"error":{}}')
+BROKEN = RetryableError("It broke.", code="server_error", status_code=500, body=b'{"error":{}}')
+
+
+class Killed(BaseException):
+    """The process ends here: no handler of ours runs."""
 
 
 class Background:
@@ -124,6 +159,7 @@ class Workshop:
         self._lanes = Lanes()
         self.engine = ScriptedEngine(answer)
         self._in_flight = in_flight
+        self._stopped = threading.Event()
         self._worker: Worker | None = None
 
     @property
@@ -136,6 +172,20 @@ class Workshop:
         """Its keeper beats only when the test says so."""
         who = EngineIdentity(**{"name": engine.name, "provider": engine.provider, **identity})
         lane = self._lanes(engine, in_flight=self._in_flight, attempts=1)
+        ask = lane.ask
+
+        def watched(requests: Sequence[Request]) -> Asking:
+            asking = ask(requests)
+            stop = asking.stop
+
+            def stopping() -> None:
+                stop()
+                self._stopped.set()
+
+            asking.stop = stopping  # type: ignore[method-assign]
+            return asking
+
+        lane.ask = watched  # type: ignore[method-assign]
         return Worker(lane, Keeper(self.store, self.limits), who)
 
     def close(self) -> None:
@@ -162,12 +212,19 @@ class Workshop:
         chosen = worker or self.worker
         return Background(lambda: run_shard(self.services, chosen, batch.id))
 
+    def wait_until_stopped(self) -> None:
+        """Until a lane was told to send no more: only then may a test let go what is in flight."""
+        assert self._stopped.wait(PATIENCE)
+
     def results(self, batch: Batch, which: Which = Which.ALL) -> list[dict[str, Any]]:
         pieces = stream_results(self.services, batch.id, which=which)
         return [orjson.loads(line) for piece in pieces for line in piece.splitlines()]
 
     def progress(self, batch: Batch) -> dict[str, Any]:
         return self.store.progress(batch.id).as_dict()
+
+    def shard_states(self, batch: Batch) -> list[ShardState]:
+        return [status.state for status in self.store.shards(batch.id)]
 
     @property
     def asked(self) -> list[str]:
@@ -177,6 +234,15 @@ class Workshop:
 
 def jsonl(rows: Iterable[Any]) -> bytes:
     return b"".join(row + b"\n" if isinstance(row, bytes) else orjson.dumps(row) + b"\n" for row in rows)
+
+
+def ids(results: Iterable[Mapping[str, Any]]) -> list[str]:
+    return [line["custom_id"] for line in results]
+
+
+def error_codes(results: Iterable[Mapping[str, Any]]) -> list[str | None]:
+    """In our own object; None for a success."""
+    return [line["synthgen"].get("error_code") for line in results]
 
 
 def questions(count: int, *, start: int = 1, **fields: Any) -> list[dict[str, Any]]:
