@@ -156,7 +156,7 @@ class _ShardRun:
                 askings.append(worker.lane.ask([requests[line] for line in turn]))
             _wait_for(askings, self._services.limits.checkpoint)
             all_in = all(asking.finished for asking in askings)  # read before the last take, so that none is missed
-            self._checkpoint(askings)
+            arrived = self._checkpoint(askings)
             broken = next((asking.fatal for asking in askings if asking.fatal is not None), None)
             if broken is not None:
                 self._drain(askings)
@@ -164,14 +164,17 @@ class _ShardRun:
             if all_in:
                 if not self._answers.open():
                     return
-                worker.stopping.wait(self._services.limits.checkpoint)  # others are asking what we wait for
+                if not arrived:  # others are asking what we wait for
+                    worker.stopping.wait(self._services.limits.checkpoint)
         self._drain(askings)
 
-    def _checkpoint(self, askings: Sequence[Asking]) -> None:
+    def _checkpoint(self, askings: Sequence[Asking]) -> bool:
+        """Keep what has come since; whether anything has."""
         responses = [response for asking in askings for response in asking.take()]
         if responses and self._held.directive is not Directive.LOST:
             self._answers.checkpoint(responses)
             self._held.counts = self._answers.counts
+        return bool(responses)
 
     def _drain(self, askings: Sequence[Asking]) -> None:
         """Send nothing more; what is in flight gets the grace time, unless the lease is lost."""

@@ -12,7 +12,7 @@ from synthgen.control import cancel, retry
 from synthgen.response import Reply
 from synthgen.run_shard import run_shard
 from synthgen.states import BatchState
-from tests.fakes.scripted_engine import Gate, ScriptedEngine
+from tests.fakes.scripted_engine import PATIENCE, Gate, ScriptedEngine
 from tests.workshop import BROKEN, REFUSED, WRONG_KEY, Workshop, echo, error_codes, failing, gated, questions
 
 Make = Callable[..., Workshop]
@@ -119,6 +119,12 @@ def test_equal_deterministic_lines_of_a_shard_are_asked_once(workshop: Workshop)
     assert [line["synthgen"]["cached"] for line in results] == [False, False, True, True]
     assert len({line["response"]["body"]["choices"][0]["message"]["content"] for line in results}) == 2
     assert workshop.progress(batch)["cost"] == 1.0
+
+
+def test_equal_lines_of_a_shard_take_the_answer_as_soon_as_it_is_there(workshop_with: Make) -> None:
+    workshop = workshop_with(checkpoint=10 * PATIENCE)  # whoever waited for another round would wait too long
+    assert workshop.start(workshop.submitted([SUM, SUM])).join()
+    assert workshop.asked == ["line-1"]
 
 
 def test_equal_deterministic_lines_of_two_shards_at_once_are_asked_once(workshop_with: Make) -> None:
