@@ -22,6 +22,6 @@ def open_objects(storage_url: str, *, endpoint_url: str | None = None, region: s
         raise BadSetting(f"SYNTHGEN_STORAGE_URL is {storage_url!r}: give a folder or s3://bucket/prefix.")
     from storage.s3_objects import S3Objects
 
-    objects = S3Objects(bucket, prefix, endpoint_url=endpoint_url, region=region)
-    objects.ensure_bucket()
-    return objects
+    # A wrong address is told at once; later a server that starts anew is waited for.
+    S3Objects(bucket, prefix, endpoint_url=endpoint_url, region=region, tries=3).ensure_bucket()
+    return S3Objects(bucket, prefix, endpoint_url=endpoint_url, region=region)

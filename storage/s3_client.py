@@ -81,10 +81,10 @@ class Place(TypedDict):
     Key: str
 
 
-def connect(*, endpoint_url: str | None = None, region: str | None = None, tries: int = 9) -> S3Client:
+def connect(*, endpoint_url: str | None = None, region: str | None = None, tries: int = 10) -> S3Client:
     """A client, safe to share between threads; nothing is sent yet. Raises BadSetting.
 
-    ``tries`` are spread over 6 seconds on average: a server that starts anew is waited for.
+    ``tries`` are what each request gets, at growing intervals: 10 last about 15 seconds when nobody answers.
 
     Credentials, and whatever is None here, come from the standard AWS variables and files.
     """

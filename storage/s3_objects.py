@@ -42,7 +42,7 @@ class S3Objects:
         *,
         endpoint_url: str | None = None,
         region: str | None = None,
-        tries: int = 9,
+        tries: int = 10,
         first_part: int = 8 << 20,
         copy_at_once: int = 5 << 30,
     ) -> None:
