@@ -48,9 +48,13 @@ def create(connection: Connection, batch: Batch, parts: Sequence[Shard], rejecte
     copy_rows(connection, shards, _SHARD_COLUMNS, (_shard_row(batch.id, part) for part in parts))
     lines = ((batch.id, line.line, line.code, storable(line.message)) for line in rejected)
     copy_rows(connection, rejected_lines, ("batch_id", "line", "code", "message"), lines)
+    if len(parts) >= _MANY_SHARDS:
+        connection.execute(sa.text("analyze shards"))
     return batch_from(row)
 
 
+_MANY_SHARDS = 500
+"""From here on plans made for a small table are several times too slow; autovacuum would notice a minute later."""
 _SHARD_COLUMNS = ("batch_id", "number", "start", "end", "first_line", "lines", "requests", "marks")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
 
 from storage.tables import batches, in_states, requests, shards
 from synthgen.batch import COUNT_FIELDS
@@ -101,10 +102,13 @@ def release(connection: sa.Connection, token: int) -> None:
     connection.execute(_release, {"held_token": token})
 
 
-def rescue(connection: sa.Connection, owners: Sequence[str]) -> list[str]:
-    def lost(old: Shards) -> sa.ColumnElement[bool]:
-        silent = sa.or_(old.c.lease_until < sa.func.now(), old.c.owner.in_(list(owners)))
-        return sa.and_(in_states(old.c.state, _GIVEN_BACK), silent)
+def _lost(old: Shards) -> sa.ColumnElement[bool]:
+    named = old.c.owner == sa.any_(sa.bindparam("of_owners", type_=pg.ARRAY(sa.Text)))
+    return sa.and_(in_states(old.c.state, _GIVEN_BACK), sa.or_(old.c.lease_until < sa.func.now(), named))
 
-    update = back_to_pending(lost, batches.c.retry_codes).returning(shards.c.batch_id)
-    return sorted(set(connection.execute(update).scalars()))
+
+_rescue = back_to_pending(_lost, batches.c.retry_codes).returning(shards.c.batch_id)
+
+
+def rescue(connection: sa.Connection, owners: Sequence[str]) -> list[str]:
+    return sorted(set(connection.execute(_rescue, {"of_owners": list(owners)}).scalars()))

@@ -83,11 +83,12 @@ def _queue_lowest() -> sa.Executable:
         .order_by(shards.c.number)
         .limit(room)
         .with_for_update(skip_locked=True)
-        .cte("lowest")  # as a mere subquery it could be run, and lock, more than once
+        .scalar_subquery()
     )
+    # An array is made once, and the planner expects few elements; joined to a subquery it would read all shards.
     return (
         sa.update(shards)
-        .where(_of_batch, shards.c.number == lowest.c.number)
+        .where(_of_batch, shards.c.number == sa.any_(sa.func.array(lowest, type_=pg.ARRAY(sa.Integer))))
         .values(state=str(_S.QUEUED), queued_at=sa.func.now())
         .returning(shards.c.number)
     )

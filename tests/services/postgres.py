@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psycopg
 import pytest
@@ -33,23 +34,32 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def empty_database_url(postgres_server: str) -> Iterator[str]:
-    """A new database without tables, dropped at the end."""
-    name = f"synthgen_test_{secrets.token_hex(6)}"
-    with psycopg.connect(postgres_server, autocommit=True) as connection:
-        connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-    yield _with_database(postgres_server, name)
-    with psycopg.connect(postgres_server, autocommit=True) as connection:
-        connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
-
-
-@pytest.fixture(scope="session")
-def database_url(empty_database_url: str) -> str:
+def database_url(postgres_server: str) -> Iterator[str]:
     """A new database with all tables, shared by the tests of this run."""
-    database = Database(empty_database_url, pool_size=1)
-    schema.upgrade(database)
-    database.close()
-    return empty_database_url
+    with _new_database(postgres_server) as url:
+        database = Database(url, pool_size=1)
+        schema.upgrade(database)
+        database.close()
+        yield url
+
+
+@pytest.fixture
+def empty_database_url(postgres_server: str) -> Iterator[str]:
+    """A new database without tables, for one test."""
+    with _new_database(postgres_server) as url:
+        yield url
+
+
+@contextmanager
+def _new_database(server: str) -> Iterator[str]:
+    name = f"synthgen_test_{secrets.token_hex(6)}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+    try:
+        yield _with_database(server, name)
+    finally:
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
 
 def _may_create(url: str) -> bool:
