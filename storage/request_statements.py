@@ -89,13 +89,17 @@ def _groups_of_rows(connection: sa.Connection, batch_id: str) -> list[ErrorGroup
         .group_by(requests.c.error_code)
         .subquery("failed")
     )
-    first = sa.and_(requests.c.batch_id == batch_id, requests.c.line == failed.c.line)
-    query = sa.select(
-        failed.c.error_code, failed.c.count, requests.c.error_message, failed.c.line, requests.c.custom_id
-    ).join(requests, first)
+    row = requests.alias("row")
+    first = (
+        sa.select(row.c.error_message, row.c.custom_id)
+        .where(row.c.batch_id == batch_id, row.c.line == failed.c.line)
+        .limit(1)  # leaves the planner nothing but to look each up
+        .lateral("first")
+    )
+    query = sa.select(failed, first).select_from(failed.join(first, sa.true()))
     return [
         ErrorGroup(code, count, message or "", line, custom_id)
-        for code, count, message, line, custom_id in connection.execute(query)
+        for code, count, line, message, custom_id in connection.execute(query)
     ]
 
 

@@ -96,7 +96,8 @@ def test_a_server_that_stays_away_is_named_without_the_password(host: str) -> No
 
 
 def test_a_database_that_does_not_exist_is_a_wrong_setting(database_url: str) -> None:
-    database = Database(database_url + "_not", patience_seconds=60)
+    elsewhere = sa.make_url(database_url).set(database="no_such_database")
+    database = Database(elsewhere.render_as_string(hide_password=False), patience_seconds=60)
     with pytest.raises(BadSetting, match="does not exist"):
         database.run(one)
 
