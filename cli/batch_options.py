@@ -1,0 +1,132 @@
+"""Inputs and options of ``run`` and ``submit`` that make a batch what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+import click
+import orjson
+
+from cli.name_value import NAME_VALUE
+from cli.quantities import Duration, Size
+from synthgen.batch import BatchOptions, CacheMode, OnInvalid
+
+R = TypeVar("R")
+
+_PLAIN = BatchOptions()
+_PACKED = (".gz", ".zst")
+_LINES = (".jsonl", ".json", ".ndjson")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the user wants submitted."""
+
+    inputs: tuple[str, ...]
+    name: str
+    new: bool
+    options: BatchOptions
+
+
+_OPTIONS = (
+    click.option("--name", help="Name of the batch (default: the first input's)."),
+    click.option("--model", help="Model for lines that name none."),
+    click.option(
+        "--set",
+        "defaults",
+        type=NAME_VALUE,
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Body field for lines that do not set it, for example temperature=0.7. VALUE is JSON or text. Repeatable.",
+    ),
+    click.option(
+        "--prompt", metavar="TEMPLATE", help="Makes a prompt of a row: 'Solve: {question}' fills in its field."
+    ),
+    click.option("--system", metavar="TEXT", help="System message for lines that have none."),
+    click.option("--endpoint", metavar="PATH", help="Endpoint of all lines (default: the first line's, or chat)."),
+    click.option(
+        "--on-invalid",
+        type=click.Choice(list(OnInvalid)),
+        default=_PLAIN.on_invalid,
+        show_default=True,
+        help="Bad lines: store nothing, or skip them and run the others.",
+    ),
+    click.option(
+        "--cache",
+        type=click.Choice(list(CacheMode)),
+        default=_PLAIN.cache,
+        show_default=True,
+        help="Stored responses: use them, ask all anew and store, or neither.",
+    ),
+    click.option("--namespace", default=_PLAIN.namespace, show_default=True, help="Part of the cache to use."),
+    click.option("--cache-ttl", type=Duration(), help="How long responses stay stored, for example 7d or 12h."),
+    click.option(
+        "--completion-window",
+        "--window",
+        type=Duration(),
+        help="The batch expires when it takes longer, for example 24h.",
+    ),
+    click.option(
+        "--shard-requests",
+        type=click.IntRange(1),
+        default=_PLAIN.shard_requests,
+        show_default=True,
+        help="Most requests in a shard.",
+    ),
+    click.option(
+        "--shard-bytes", type=Size(), default=_PLAIN.shard_bytes, show_default=True, help="Most bytes in a shard."
+    ),
+    click.option("--new", is_flag=True, help="Make another batch, even if one of the same content is unfinished."),
+)
+
+
+def batch_options(command: Callable[..., R]) -> Callable[..., R]:
+    """Adds inputs and options; the command receives them as ``wanted``."""
+
+    @wraps(command)
+    def with_wanted(*, inputs: tuple[str, ...], name: str | None, new: bool, **given: Any) -> R:
+        values = {field: given.pop(field) for field in _FIELDS}
+        defaults = {field: _json_or_text(text) for field, text in given.pop("defaults")}
+        options = BatchOptions(**values, model=given.pop("model"), defaults=defaults)
+        wanted = Wanted(inputs, name or stem(inputs[0] if inputs else "-"), new, options)
+        return command(wanted=wanted, **given)
+
+    for option in reversed(_OPTIONS):
+        with_wanted = option(with_wanted)
+    return with_wanted
+
+
+_FIELDS = (
+    "prompt",
+    "system",
+    "endpoint",
+    "on_invalid",
+    "cache",
+    "namespace",
+    "cache_ttl",
+    "completion_window",
+    "shard_requests",
+    "shard_bytes",
+)
+
+
+def stem(place: str) -> str:
+    """An input's name without folders and endings: ``questions`` for ``data/questions.jsonl.gz``."""
+    if place == "-":
+        return "stdin"
+    name = PurePosixPath(place).name
+    for endings in (_PACKED, _LINES):
+        for ending in endings:
+            name = name.removesuffix(ending)
+    return name or "batch"
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text

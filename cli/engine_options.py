@@ -1,0 +1,57 @@
+"""Options of ``run`` and ``worker``: which engine answers and how hard it is driven. Each overrides a setting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import click
+
+from cli.connection import settings_in_force
+from cli.name_value import NAME_VALUE
+from synthgen.settings import read_secret
+
+R = TypeVar("R")
+
+_OPTIONS = (
+    click.option("--engine", help="openai, litellm or mock; openai where --base-url is given."),
+    click.option("--base-url", metavar="URL", help="OpenAI-compatible server, for example http://localhost:8000/v1."),
+    click.option("--api-key-env", metavar="NAME", help="Variable that holds the key (default: OPENAI_API_KEY)."),
+    click.option("--provider", metavar="NAME", help="Name in cache keys instead of the server's host."),
+    click.option("--in-flight", type=click.IntRange(1), help="Requests in flight at once (default: by engine)."),
+    click.option("--shards", type=click.IntRange(1), help="Shards worked on at once (default: by --in-flight)."),
+    click.option("--timeout", type=float, metavar="SECONDS", help="For one try of one request (default: 600)."),
+    click.option("--input-price", type=float, metavar="USD", help="Per million prompt tokens."),
+    click.option("--output-price", type=float, metavar="USD", help="Per million completion tokens."),
+    click.option(
+        "--engine-option",
+        "engine_options",
+        type=NAME_VALUE,
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="What only this engine knows, for example latency=0.2 for mock. Repeatable.",
+    ),
+)
+
+
+def engine_options(command: Callable[..., R]) -> Callable[..., R]:
+    """Adds the options; the command receives ``settings``, with ``--model`` among them where it has that option."""
+
+    @wraps(command)
+    def with_settings(**given: Any) -> R:
+        names = ("engine", "base_url", "provider", "in_flight", "shards", "input_price", "output_price")
+        overrides = {name: given.pop(name) for name in names}
+        overrides["request_timeout"] = given.pop("timeout")
+        overrides["model"] = given.pop("model", None)
+        variable = given.pop("api_key_env")
+        overrides["api_key"] = None if variable is None else read_secret(variable)
+        options = dict(given.pop("engine_options"))
+        settings = settings_in_force(**overrides)
+        if options:
+            settings = settings.override({"engine_options": {**settings.engine_options, **options}})
+        return command(settings=settings, **given)
+
+    for option in reversed(_OPTIONS):
+        with_settings = option(with_settings)
+    return with_settings

@@ -1,0 +1,111 @@
+"""Where answers are written: whole files or none, and never over something that is not ours."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import orjson
+
+from synthgen.batch import Batch
+from synthgen.errors import BadInput, NotFound
+from synthgen.ports import Services
+
+STDOUT: Final = "-"
+_ID_PREFIX: Final = "batch_req_"
+
+
+def check_places(*places: str | None) -> None:
+    """Before any work: the folders are there and what stands there now is ours. Raises BadInput."""
+    paths = [Path(place) for place in places if place not in (None, STDOUT)]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise BadInput("-o and --errors name the same file: give each its own.")
+    for path in paths:
+        folder = path.resolve().parent
+        if path.is_dir() or not folder.is_dir():
+            raise BadInput(f"Cannot write {path}: {'it is a folder' if path.is_dir() else f'no folder {folder}'}.")
+        if not os.access(folder, os.W_OK):
+            raise BadInput(f"Cannot write {path}: the permissions of {folder} do not allow it.")
+
+
+def check_contents(services: Services, batch: Batch | None, *places: str | None) -> None:
+    """What stands at ``places`` may be replaced by the answers of ``batch``: older answers to the same questions.
+
+    Before the batch is known (None) any answers of ours will do. Raises BadInput.
+    """
+    for place in places:
+        if place is None or place == STDOUT or not Path(place).is_file() or not Path(place).stat().st_size:
+            continue
+        theirs = batch_of_file(Path(place))
+        if theirs is None:
+            raise BadInput(f"{place} exists and holds no answers of synthgen: name another file, or add --force.")
+        if batch is not None and not _same_questions(services, theirs, batch):
+            raise BadInput(
+                f"{place} holds the answers of another batch ({theirs}): name another file with -o, or add --force."
+            )
+
+
+def batch_of_file(path: Path) -> str | None:
+    """The batch whose answers or rejected lines are in the file, by its first line; None for any other content."""
+    with path.open("rb") as file:
+        first = file.readline(100_000_000)
+    try:
+        value = orjson.loads(first)
+        if "batch_id" in value:
+            return str(value["batch_id"])
+        number = str(value["id"]).removeprefix(_ID_PREFIX).rpartition("_")[0]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return None
+    return f"batch_{number}" if str(value["id"]).startswith(_ID_PREFIX) else None
+
+
+@contextmanager
+def writing(place: str) -> Iterator[BinaryIO]:
+    """A file that appears under its name when the block ends well, and not at all otherwise."""
+    path = Path(place).resolve()
+    if place == STDOUT or (path.exists() and not path.is_file()):  # a terminal, a pipe, /dev/null
+        with _as_it_is(path) if place != STDOUT else _stdout() as file:
+            yield file
+        return
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb", buffering=1 << 20) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o666 & ~_umask())
+        Path(name).replace(path)
+    except BaseException:
+        with suppress(OSError):
+            Path(name).unlink()
+        raise
+
+
+@contextmanager
+def _stdout() -> Iterator[BinaryIO]:
+    yield sys.stdout.buffer
+    sys.stdout.buffer.flush()
+
+
+def _as_it_is(path: Path) -> BinaryIO:
+    return path.open("wb")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _same_questions(services: Services, batch_id: str, batch: Batch) -> bool:
+    if batch_id == batch.id:
+        return True
+    try:
+        return services.store.get(batch_id).fingerprint == batch.fingerprint
+    except NotFound:
+        return False

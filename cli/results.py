@@ -1,0 +1,76 @@
+"""``synthgen results``: a batch's answers, streamed in input order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import click
+
+from cli import quantities as q
+from cli.collecting import counted, write_errors, write_pieces
+from cli.connection import batch_argument, services_in_force
+from cli.console import say
+from cli.exit_codes import NotFinished, exit_code_of_batch
+from cli.output_files import STDOUT, check_contents, check_places
+from cli.steps import Steps
+from synthgen.batch import Batch
+from synthgen.ports import Notify, Services, say_nothing
+from synthgen.results import Which, stream_results, texts
+from synthgen.states import ENDED, BatchState
+
+
+@click.command()
+@batch_argument
+@click.option("-o", "--output", metavar="FILE", default=STDOUT, help="Instead of standard output.")
+@click.option("--errors", metavar="FILE", help="Failed and rejected rows go here instead of among the answers.")
+@click.option("--text", is_flag=True, help="Just the text of each answer.")
+@click.option("--follow", is_flag=True, help="Of a running batch: wait for the next answers until it ends.")
+@click.option("--only", type=click.Choice([Which.SUCCEEDED, Which.FAILED]), help="Only these.")
+@click.option("--force", is_flag=True, help="Replace these files, whatever they hold.")
+def command(
+    reference: str, *, output: str, errors: str | None, text: bool, follow: bool, only: str | None, force: bool
+) -> int:
+    """Write a batch's answers in input order.
+
+    Of a running batch those of its finished shards. With --follow it exits with 3 when rows failed or were rejected.
+    """
+    if errors is not None and only is not None:
+        raise click.UsageError("Give --errors or --only, not both: --errors already parts the two.")
+    check_places(output, errors)
+    with services_in_force() as services:
+        batch = services.store.resolve(reference)
+        if not force:
+            check_contents(services, batch, output, errors)
+        which = Which.SUCCEEDED if errors is not None else Which(only or Which.ALL)
+        with Steps() as steps:
+            lines = _lines(services, batch, which, follow=follow, notify=say_nothing if output == STDOUT else steps)
+            write_pieces(output, _texts(lines) if text else lines)
+        if errors is not None:
+            write_errors(services, batch, errors)
+        return _close(services, batch, follow=follow)
+
+
+def _lines(services: Services, batch: Batch, which: Which, *, follow: bool, notify: Notify) -> Iterator[bytes]:
+    def wait(seconds: float) -> None:
+        now = services.store.get(batch.id)
+        if now.state is BatchState.PAUSED:
+            raise NotFinished(f"Batch {batch.id} is paused: {now.reason} Then run 'synthgen resume {batch.id}'.")
+        time.sleep(seconds)
+
+    return counted(stream_results(services, batch.id, which=which, follow=follow, wait=wait), batch.total, notify)
+
+
+def _texts(lines: Iterator[bytes]) -> Iterator[bytes]:
+    return (text.encode() + b"\n" for text in texts(lines))
+
+
+def _close(services: Services, batch: Batch, *, follow: bool) -> int:
+    progress = services.store.progress(batch.id)
+    if progress.batch.state not in ENDED:
+        finished = f"{q.count(progress.counts.finished)} of {q.count(batch.total)} rows are finished"
+        say(
+            f"The batch is {progress.batch.state}: {finished}. These are the answers of its finished shards; "
+            "--follow waits for the others."
+        )
+    return exit_code_of_batch(progress) if follow else 0

@@ -1,0 +1,51 @@
+"""``synthgen status``: one reading of a batch."""
+
+from __future__ import annotations
+
+import click
+
+from cli import quantities as q
+from cli.connection import batch_argument, json_option, services_in_force
+from cli.console import put_json, put_pairs
+from cli.progress import elapsed_of, error_lines, facts
+from synthgen.batch import Progress
+
+
+@click.command()
+@batch_argument
+@json_option
+def command(reference: str, *, as_json: bool) -> None:
+    """Show how far a batch is."""
+    with services_in_force() as services:
+        progress = services.store.progress(services.store.resolve(reference).id)
+        if as_json:
+            put_json(progress.as_dict())
+            return
+        groups = services.store.error_groups(progress.batch.id) if progress.counts.failed else []
+    put_pairs([*_head(progress), *facts(progress), *_tail(progress), *error_lines(groups)])
+
+
+def _head(progress: Progress) -> list[tuple[str, str]]:
+    batch = progress.batch
+    pairs = [("id", batch.id), ("name", batch.name), ("status", str(batch.state))]
+    if batch.reason:
+        pairs.append(("reason", batch.reason))
+    done = progress.counts.finished
+    return [*pairs, ("done", f"{q.count(done)} of {q.count(batch.total)} ({q.share(done, batch.total)})")]
+
+
+def _tail(progress: Progress) -> list[tuple[str, str]]:
+    batch = progress.batch
+    shards = ", ".join(f"{number:,} {state}" for state, number in progress.shards.items() if number)
+    pairs = [
+        ("now", f"{q.count(progress.running)} running, {q.count(progress.pending)} pending"),
+        ("shards", shards),
+        ("pool", batch.options.pool or "none: worked on by 'synthgen run'"),
+        ("created", q.moment(batch.created_at)),
+        ("started", q.moment(batch.started_at)),
+        ("ended", q.moment(batch.ended_at)),
+        ("time", q.clock(elapsed_of(progress))),
+    ]
+    if batch.expires_at is not None:
+        pairs.append(("expires", q.moment(batch.expires_at)))
+    return pairs

@@ -1,0 +1,43 @@
+"""The last lines of a command that saw a batch end: what came of it, where things are, what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cli import quantities as q
+from cli.console import say
+from cli.progress import error_lines, facts
+from synthgen.batch import Progress
+from synthgen.ports import Services
+
+MOCKED = "The text is mocked: the mock engine made it up, no model was asked."
+
+
+def summarise(
+    services: Services, progress: Progress, *, seconds: float, finished_now: int, places: Sequence[tuple[str, str]] = ()
+) -> None:
+    """``seconds`` and ``finished_now`` are of this command; ``places`` are further pairs of label and text."""
+    batch, counts = progress.batch, progress.counts
+    groups = services.store.error_groups(batch.id) if counts.failed else []
+    speed = f", {q.rate(finished_now / seconds)} requests/s" if seconds > 0 and finished_now else ""
+    say(f"{batch.name} ({batch.id}): {batch.state}", style="bold")
+    pairs = [*facts(progress), ("time", q.clock(seconds) + speed), *error_lines(groups), *places]
+    for label, text in pairs:
+        say(f"  {label:<9} {text}")
+    for sentence in advice(progress):
+        say(sentence)
+
+
+def advice(progress: Progress) -> list[str]:
+    """What to do about failed rows and rejected lines; nothing when there are none."""
+    batch, counts = progress.batch, progress.counts
+    sentences = []
+    if counts.failed:
+        again = "" if batch.options.pool else ", then run the same command again"
+        sentences.append(
+            f"See the {q.of(counts.failed, 'failed row')} with 'synthgen errors {batch.id}'; "
+            f"run {'it' if counts.failed == 1 else 'them'} again with 'synthgen retry {batch.id}'{again}."
+        )
+    if batch.rejected:
+        sentences.append(f"See the {q.of(batch.rejected, 'rejected line')} with 'synthgen errors {batch.id}'.")
+    return sentences

@@ -1,0 +1,19 @@
+"""``synthgen watch``: the live view of a batch until it ends."""
+
+from __future__ import annotations
+
+import click
+
+from cli.connection import batch_argument, services_in_force
+from cli.waiting import wait_for
+
+
+@click.command()
+@batch_argument
+def command(reference: str) -> int:
+    """Follow a batch until it ends.
+
+    Exits with 0 when all rows succeeded, 3 when some failed or were rejected, 1 when the batch is paused.
+    """
+    with services_in_force() as services:
+        return wait_for(services, services.store.resolve(reference))
