@@ -23,11 +23,12 @@ P = ParamSpec("P")
 
 _SCHEMES: Final = frozenset({"postgres", "postgresql", "postgresql+psycopg"})
 _POLICY: Final = RetryPolicy(base=0.05, cap=2.0)
-_PASSING: Final = frozenset({"40001", "40P01", "53300", "55006", "57P01", "57P02", "57P03", "57P05"})
-"""SQLSTATEs worth another try: serialisation, deadlock, too many connections, shutting down, starting up."""
+_PASSING: Final = frozenset({"25006", "40001", "40P01", "53100", "53300", "57P01", "57P02", "57P03", "57P05"})
+"""SQLSTATEs worth another try: standby, serialisation, deadlock, disk full, too many connections, stopping, starting."""
 _REFUSED: Final = ("password authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry")
 """What libpq says, with no SQLSTATE, when waiting cannot help."""
-_UNDEFINED_TABLE: Final = "42P01"
+_SCHEMA_IS_OLD: Final = frozenset({"42P01", "42703"})
+"""Undefined table, undefined column."""
 
 
 class Database:
@@ -90,20 +91,20 @@ class Database:
         cause = error.orig if isinstance(error, exc.DBAPIError) else error
         sqlstate = getattr(cause, "sqlstate", None)
         said = str(cause).strip()
-        if sqlstate == _UNDEFINED_TABLE:
+        if sqlstate in _SCHEMA_IS_OLD:
             raise BadSetting(
-                f"The database at {self.place} lacks tables of synthgen; run: synthgen db upgrade"
+                f"The database at {self.place} lacks tables or columns that synthgen needs; run: synthgen db upgrade"
             ) from error
         if sqlstate is None and isinstance(cause, psycopg.OperationalError):
             if any(phrase in said for phrase in _REFUSED):
                 raise BadSetting(
-                    f"The database at {self.place} refuses us ({_last_line(said)}); correct the database URL."
+                    f"The database at {self.place} refuses us ({_reason(said)}); correct the database URL."
                 ) from error
         elif sqlstate not in _PASSING and not (sqlstate or "").startswith("08"):
             raise error
         if out_of_patience:
             raise ServiceUnavailable(
-                f"The database at {self.place} does not answer ({_last_line(said)}); check that it is running."
+                f"The database at {self.place} does not answer ({_reason(said)}); check that it is running."
             ) from error
 
 
@@ -133,5 +134,7 @@ def _place(url: sa.URL) -> str:
     return f"{host}{port}/{url.database or ''}"
 
 
-def _last_line(text: str) -> str:
-    return text.splitlines()[-1].strip() if text else "no reply"
+def _reason(said: str) -> str:
+    """The heart of libpq's message: "Connection refused" rather than all attempts and a hint."""
+    lines = [line for line in said.splitlines() if line.strip() and not line.startswith("\t")]
+    return lines[-1].rpartition("failed: ")[2].strip() if lines else "no reply"

@@ -85,12 +85,15 @@ def test_a_restart_of_the_server_is_waited_for(tmp_path: Path) -> None:
         embedded_postgres.stop(tmp_path)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:1", "no-such-host.invalid"])
-def test_a_server_that_stays_away_is_named_without_the_password(host: str) -> None:
+@pytest.mark.parametrize(
+    ("host", "reason"), [("127.0.0.1:1", "(Connection refused)"), ("no-such-host.invalid", "failed to resolve host")]
+)
+def test_a_server_that_stays_away_is_named_without_the_password(host: str, reason: str) -> None:
     database = Database(f"postgresql://me:s3cret@{host}/mine", patience_seconds=0.2)
     with pytest.raises(ServiceUnavailable) as error:
         database.run(one)
     assert f"{host}/mine does not answer" in str(error.value)
+    assert reason in str(error.value)
     assert "s3cret" not in str(error.value)
     assert "\n" not in str(error.value)
 
