@@ -18,7 +18,7 @@ from synthgen.answers import Answers
 from synthgen.batch import Attempt, Batch, Directive, EngineIdentity
 from synthgen.completion import fill_window, finish_batch
 from synthgen.engines.lane import Asking, Lane
-from synthgen.errors import FatalError, LostLease, ServiceUnavailable, StateConflict, SynthgenError
+from synthgen.errors import EngineGone, FatalError, LostLease, ServiceUnavailable, StateConflict, SynthgenError
 from synthgen.keeper import Held, Keeper
 from synthgen.ports import SealedResult, Services
 from synthgen.response import CANCELLED, EXPIRED, never_ran
@@ -90,6 +90,9 @@ def _guarded(services: Services, run: _ShardRun) -> None:
         run.run()
     except LostLease:
         logger.warning("lease lost, nothing written: shard=%s/%d", attempt.batch.id, attempt.shard.number)
+    except EngineGone:  # this worker's trouble, not the batch's: others go on with it
+        services.store.release(attempt)
+        run.stop_worker()
     except FatalError as error:
         services.store.release(attempt)
         _pause(services, attempt.batch, error.message)
@@ -137,6 +140,10 @@ class _ShardRun:
         if misses and self._worker is not None and self._wanted() is Directive.GO:
             self._ask(self._worker, misses)
         self._end()
+
+    def stop_worker(self) -> None:
+        if self._worker is not None:
+            self._worker.stopping.set()
 
     def _wanted(self) -> Directive:
         """What batch and worker want now; a stopping worker gives back as if the batch were paused."""

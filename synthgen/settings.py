@@ -147,6 +147,11 @@ def read_secret(variable: str, environ: Mapping[str, str] | None = None) -> str:
     return value
 
 
+def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """What a child process gets to see: all that we see, and ``extra``."""
+    return {**os.environ, **extra}
+
+
 def unread_variables(environ: Mapping[str, str] | None = None) -> list[str]:
     """``SYNTHGEN_*`` variables that no setting reads: most likely misspelt."""
     known = {_PREFIX + name.upper() for name in Settings.model_fields} | {_PREFIX + "CONFIG"}

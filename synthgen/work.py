@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from synthgen.batch import Batch
 from synthgen.completion import finish_batch
+from synthgen.errors import EngineGone
 from synthgen.ports import Services
 from synthgen.run_shard import Worker, run_shard
 from synthgen.states import ENDED, BatchState
@@ -32,6 +33,8 @@ def work_on(services: Services, worker: Worker, batch_id: str, *, shards: int) -
                 worker.stopping.set()
     for loop in loops:
         loop.result()
+    if worker.lane.gone:
+        raise EngineGone(worker.lane.gone, code="engine_gone")
     return finish_batch(services, batch_id) or services.store.get(batch_id)
 
 

@@ -26,6 +26,7 @@ from synthgen.ports import Dispatcher, Limits, Services
 from synthgen.retry import RetryPolicy
 from synthgen.run_shard import Worker
 from synthgen.settings import Settings
+from synthgen.workers import ANY_MODEL
 
 SHORT_PATIENCE = 10.0
 """What somebody at a terminal waits for a database that is away; workers wait as the settings say."""
@@ -99,7 +100,8 @@ def open_worker(services: Services, settings: Settings, spec: EngineSpec) -> Ite
     keeper = Keeper(services.store, services.limits)
     keeper.start()
     try:
-        yield Worker(lane, keeper, EngineIdentity(engine.name, engine.provider, model=spec.model))
+        model = spec.model if ANY_MODEL in engine.models or spec.model in engine.models else engine.models[0]
+        yield Worker(lane, keeper, EngineIdentity(engine.name, engine.provider, engine.revision, model))
     finally:
         keeper.stop()
         lane.close(grace=0)

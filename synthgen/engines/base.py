@@ -18,7 +18,7 @@ class EngineSpec:
     """
 
     kind: str
-    """``openai``, ``litellm``, ``mock``."""
+    """``openai``, ``litellm``, ``mock``, or with a server of our own ``vllm``, ``server``."""
     model: str | None = None
     """For requests that name none."""
     base_url: str | None = None
@@ -33,6 +33,14 @@ class EngineSpec:
     output_price: float | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     """``--engine-option NAME=VALUE``: what only this engine knows."""
+    command: tuple[str, ...] = ()
+    """``server``: what opens the server; ``{port}`` stands for its port."""
+    arguments: tuple[str, ...] = ()
+    """``vllm``: passed on untouched."""
+    python: str | None = None
+    """``vllm``: the interpreter whose environment has vLLM; None: this one."""
+    gpus: str | None = None
+    """GPUs that the server sees, such as ``0,1``; None: all."""
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
         """US dollars for one reply at this spec's prices, None where it has none."""
@@ -59,6 +67,22 @@ class Engine(Protocol):
     @property
     def in_flight(self) -> int:
         """How many requests it wants at once."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The model names that it serves, known once it is started; ``*`` where it passes every name on."""
+
+    @property
+    def version(self) -> str | None:
+        """Of the software that computes the answers, where known once it is started."""
+
+    @property
+    def revision(self) -> str:
+        """Of the weights, for cache keys; empty where unknown."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can serve just now."""
 
     async def start(self) -> None:
         """Open what it needs. Raises FatalError when it cannot ever work (a missing key or package)."""

@@ -21,6 +21,7 @@ from synthgen.engines.base import Engine
 from synthgen.engines.suspects import Suspects
 from synthgen.errors import (
     EngineError,
+    EngineGone,
     EngineLost,
     FatalError,
     PermanentError,
@@ -70,6 +71,10 @@ class Lane:
         self.name = engine.name
         self.provider = engine.provider
         self.in_flight = in_flight or engine.in_flight
+        """Known for good once it is started: some engines are asked what is good for them."""
+        self._wanted_in_flight = in_flight
+        self.gone: str | None = None
+        """Why the engine will never serve again in this process, once that is so."""
         self._engine = engine
         self._policy = policy
         self._rng = rng
@@ -98,6 +103,7 @@ class Lane:
         except BaseException:
             self._stop_loop()
             raise
+        self.in_flight = self._wanted_in_flight or self._engine.in_flight
 
     def health(self) -> None:
         """Raises Unreachable or FatalError when the engine could not serve now."""
@@ -307,6 +313,8 @@ class Lane:
 
         A model that is unknown or forbidden is the asking batch's own trouble; the others go on.
         """
+        if isinstance(fatal, EngineGone):
+            self.gone = fatal.message
         if job.asking.stopped:
             return
         if fatal.status_code in _ABOUT_A_MODEL:

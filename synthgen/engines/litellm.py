@@ -23,6 +23,7 @@ from synthgen.engines.refusals import Refusal, classify
 from synthgen.errors import EngineError, FatalError, PermanentError, RetryableError, Unreachable
 from synthgen.request import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Request
 from synthgen.response import TIMED_OUT, Reply, usage_of
+from synthgen.workers import ANY_MODEL
 
 _CALLS: Final[Mapping[str, str]] = {
     CHAT: "acompletion",
@@ -50,6 +51,10 @@ class LiteLLMEngine:
     """
 
     name = "litellm"
+    models = (ANY_MODEL,)
+    version: str | None = None
+    revision = ""
+    ready = True
 
     def __init__(self, spec: EngineSpec) -> None:
         host = provider_of(base_url(spec.base_url)) if spec.base_url else "litellm"

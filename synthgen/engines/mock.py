@@ -19,6 +19,7 @@ from synthgen.engines.refusals import Refusal, classify
 from synthgen.errors import BadInput, RetryableError
 from synthgen.request import CHAT, COMPLETIONS, EMBEDDINGS, INPUT_FIELD, RESPONSES, Request
 from synthgen.response import TIMED_OUT, Reply
+from synthgen.workers import ANY_MODEL
 
 _VOCABULARY: Final = (
     "answer apple bridge candle circle cloud copper corner dance desert dinner dragon early east echo ember engine "
@@ -46,6 +47,10 @@ class MockEngine:
     """
 
     name = "mock"
+    models = (ANY_MODEL,)
+    version: str | None = None
+    revision = ""
+    ready = True
 
     def __init__(self, spec: EngineSpec) -> None:
         options = _known(spec.options)

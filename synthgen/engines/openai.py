@@ -20,6 +20,7 @@ from synthgen.engines.refusals import Refusal, classify, status_within
 from synthgen.errors import BadInput, EngineError, FatalError, RetryableError, Unreachable
 from synthgen.request import INPUT_FIELD, Request
 from synthgen.response import TIMED_OUT, Reply, usage_of
+from synthgen.workers import ANY_MODEL
 
 OPENAI: Final = "https://api.openai.com/v1"
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -35,6 +36,10 @@ class OpenAIEngine:
     """``base_url`` as the OpenAI SDK takes it, with or without ``/v1`` where it is only a host."""
 
     name = "openai"
+    models = (ANY_MODEL,)
+    version: str | None = None
+    revision = ""
+    ready = True
 
     def __init__(self, spec: EngineSpec) -> None:
         if spec.options:

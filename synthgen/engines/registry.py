@@ -13,6 +13,8 @@ ENGINES: Final[Mapping[str, str]] = {
     "openai": "synthgen.engines.openai:OpenAIEngine",
     "litellm": "synthgen.engines.litellm:LiteLLMEngine",
     "mock": "synthgen.engines.mock:MockEngine",
+    "vllm": "synthgen.engines.vllm:VllmEngine",
+    "server": "synthgen.engines.server:ServerEngine",
 }
 """Kind to ``module:Class``; each class is built from one EngineSpec."""
 

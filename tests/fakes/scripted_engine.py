@@ -33,6 +33,10 @@ class ScriptedEngine:
 
     name = "scripted"
     provider = "script"
+    models = ("*",)
+    version: str | None = None
+    revision = ""
+    ready = True
     in_flight = 4
 
     def __init__(self, answer: Answer = lambda request, number: Reply(b"{}")) -> None:

@@ -1,5 +1,5 @@
-"""How hypothesis works here (the same examples on every run, no time limit that a busy machine would break), and a
-workshop for the use cases.
+"""How hypothesis works here (the same examples on every run, no time limit that a busy machine would break), lanes that
+are closed in the end, and a workshop for the use cases.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.fakes.scripted_engine import Lanes
 from tests.workshop import Workshop
 
 settings.register_profile("unit", deadline=None, derandomize=True, max_examples=60)
@@ -32,3 +33,10 @@ def workshop_with() -> Iterator[Callable[..., Workshop]]:
 @pytest.fixture
 def workshop(workshop_with: Callable[..., Workshop]) -> Workshop:
     return workshop_with()
+
+
+@pytest.fixture
+def lane_with() -> Iterator[Lanes]:
+    lanes = Lanes()
+    yield lanes
+    lanes.close()

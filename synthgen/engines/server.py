@@ -1,0 +1,122 @@
+"""An OpenAI-compatible server that is our own child: any command that opens one (``--engine server --command …``).
+
+The child lives and dies under ``child_server``; it is asked through the lean OpenAI client. A request that was in
+flight when the child died comes back as EngineLost: nobody's fault until the lane has found out whose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+import aiohttp
+
+from synthgen.engines.base import EngineSpec
+from synthgen.engines.child_server import ChildServer, ServerState
+from synthgen.engines.openai import OpenAIEngine
+from synthgen.errors import BadInput, EngineGone, EngineLost, FatalError, RetryableError, Unreachable
+from synthgen.request import Request
+from synthgen.response import TIMED_OUT, Reply
+from synthgen.settings import child_environment
+
+_ASKED: Final = aiohttp.ClientTimeout(total=30.0)
+_GPUS: Final = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+
+
+class ServerEngine:
+    """``spec.command`` with ``{port}`` where the port goes; its models are what it says at ``/v1/models``."""
+
+    name = "server"
+    ready_path = "/v1/models"
+    default_in_flight = 256
+
+    def __init__(self, spec: EngineSpec) -> None:
+        if spec.base_url:
+            raise BadInput(f"The {self.name} engine starts its server itself; leave out --base-url.")
+        self.provider = spec.provider or self.name
+        self.models: tuple[str, ...] = (spec.model,) if spec.model else ()
+        self.version: str | None = None
+        self.revision = ""
+        self.in_flight = spec.in_flight or self.default_in_flight
+        self._spec = spec
+        self._child = ChildServer(
+            self.command(spec), name=self.name, environ=self.environ(spec), ready_path=self.ready_path
+        )
+        self._client: OpenAIEngine | None = None
+        self._client_url = ""
+
+    def command(self, spec: EngineSpec) -> list[str]:
+        """What starts the server. Raises BadInput."""
+        if not spec.command:
+            raise BadInput(
+                "The server engine needs the command that opens it: --command 'llama-server --port {port} …'."
+            )
+        return list(spec.command)
+
+    def environ(self, spec: EngineSpec) -> dict[str, str]:
+        """What the child sees: our environment, and only the GPUs it is to use."""
+        return child_environment(dict.fromkeys(_GPUS, spec.gpus) if spec.gpus is not None else {})
+
+    @property
+    def ready(self) -> bool:
+        return self._child.state is ServerState.HEALTHY
+
+    @property
+    def failed(self) -> bool:
+        """It was given up: the worker has to end."""
+        return self._child.state is ServerState.FAILED
+
+    async def start(self) -> None:
+        await self._child.start()
+        listed = await self.ask_child("/v1/models")
+        served = [str(item["id"]) for item in (listed or {}).get("data", [])]
+        self.models = tuple(served) or self.models
+        self.in_flight = self._spec.in_flight or await self.appetite()
+
+    async def appetite(self) -> int:
+        """How many requests in flight are good for it."""
+        return self.default_in_flight
+
+    async def generate(self, request: Request) -> Reply:
+        client = await self._connected()
+        incarnation = self._child.incarnation
+        try:
+            return await client.generate(request)
+        except RetryableError as error:
+            unclear = isinstance(error, Unreachable) or error.code == "bad_reply" or (error.status_code or 0) >= 500
+            patience = 5.0 if unclear and error.code != TIMED_OUT else 0.0
+            if await self._child.lost(incarnation, patience=patience):
+                raise EngineLost(f"The {self.name} server died with the request in flight.") from error
+            raise
+
+    async def health(self) -> None:
+        if not self.ready:
+            raise Unreachable(f"The {self.name} server is {self._child.state}.")
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+        await self._child.stop()
+
+    async def ask_child(self, path: str) -> dict[str, Any] | None:
+        """What the server says of itself at ``path``, None where it does not know the path."""
+        async with aiohttp.ClientSession(timeout=_ASKED) as session, session.get(self._child.base_url + path) as reply:
+            return dict(await reply.json()) if reply.status == 200 else None
+
+    async def _connected(self) -> OpenAIEngine:
+        """A client of the server as it is now; waits while it is started again. Raises EngineGone."""
+        try:
+            await self._child.healthy()
+        except FatalError as error:
+            raise EngineGone(error.message, code="engine_gone") from error
+        if self._client is None or self._client_url != self._child.base_url:
+            stale, self._client = self._client, None
+            if stale is not None:
+                await stale.close()
+            self._client_url = self._child.base_url
+            model = self._spec.model if self._spec.model in self.models or not self.models else self.models[0]
+            spec = replace(self._spec, base_url=self._client_url, model=model, provider=self.provider)
+            client = OpenAIEngine(spec)
+            await client.start()
+            self._client = client
+        return self._client
