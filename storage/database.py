@@ -24,7 +24,7 @@ P = ParamSpec("P")
 _SCHEMES: Final = frozenset({"postgres", "postgresql", "postgresql+psycopg"})
 _POLICY: Final = RetryPolicy(base=0.05, cap=2.0)
 _PASSING: Final = frozenset({"25006", "40001", "40P01", "53100", "53300", "57P01", "57P02", "57P03", "57P05"})
-"""SQLSTATEs worth another try: standby, serialisation, deadlock, disk full, too many connections, stopping, starting."""
+"""SQLSTATEs worth another try: standby, serialisation, deadlock, full disk, too many connections, stop, start."""
 _REFUSED: Final = ("password authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry")
 """What libpq says, with no SQLSTATE, when waiting cannot help."""
 _SCHEMA_IS_OLD: Final = frozenset({"42P01", "42703"})
