@@ -17,8 +17,6 @@ from synthgen.response import CANCELLED, EXPIRED, never_ran, output_line
 from synthgen.sharding import split_lines
 from synthgen.states import ENDED, BatchState, ShardState
 
-_PIECE = 1_000_000
-
 
 class Which(StrEnum):
     """Which responses: all of them, the good ones, or the failed ones."""
@@ -112,11 +110,22 @@ def _shard_lines(services: Services, batch: Batch, status: ShardStatus, which: W
         return
     counts = status.result.counts
     if which is Which.ALL or (which is Which.SUCCEEDED and not counts.failed):
-        yield from services.objects.stream(status.result.key)
+        yield from _whole_lines(services.objects.stream(status.result.key))
     elif (which is Which.SUCCEEDED and counts.succeeded) or (which is Which.FAILED and counts.failed):
         data = services.objects.get(status.result.key)
         wanted = which is Which.SUCCEEDED
         yield b"".join(line for line in data.splitlines(keepends=True) if _is_good(line) is wanted)
+
+
+def _whole_lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same bytes in pieces that end where a line ends."""
+    begun: list[bytes] = []
+    for piece in pieces:
+        end = piece.rfind(b"\n") + 1
+        if end:
+            yield b"".join([*begun, piece[:end]])
+            begun.clear()
+        begun.append(piece[end:])
 
 
 def _is_good(line: bytes) -> bool:
