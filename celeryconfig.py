@@ -29,6 +29,7 @@ broker_url = _settings.broker_url or "filesystem://"
 broker_transport_options = {"confirm_publish": True} if _settings.broker_url else _on_files(_settings.home / "queue")
 broker_connection_retry_on_startup = True
 broker_channel_error_retry = True
+broker_connection_max_retries = None  # a worker waits for its broker for as long as it takes
 result_backend = _settings.redis_url
 task_ignore_result = True
 task_serializer = "json"
@@ -43,6 +44,9 @@ worker_send_task_events = True
 worker_pool = "threads"
 worker_concurrency = _settings.shards or default_shards(_settings.in_flight or 256, 500)
 worker_prefetch_multiplier = 1
+# Both only matter to late acknowledgements, and are set so that a lost connection is not a page of warnings.
+worker_cancel_long_running_tasks_on_connection_loss = True
+worker_enable_prefetch_count_reduction = False
 worker_hijack_root_logger = False
 worker_redirect_stdouts = False
 beat_schedule = {

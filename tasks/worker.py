@@ -6,6 +6,7 @@ Imported by ``tasks.app``'s users that run tasks; a process that only sends neve
 from __future__ import annotations
 
 import logging
+import secrets
 import sys
 from typing import Any
 
@@ -24,7 +25,9 @@ logger = logging.getLogger(__name__)
 def run_worker(settings: Settings, *, loglevel: str = "INFO") -> None:
     """Run a worker of ``settings.pool`` in this process until it is stopped; it never returns, it exits."""
     settings.publish()
-    host = f"{settings.pool}@%h"
+    # Two of one name on a host lock each other out of their control queue, and so does a connection that is not yet
+    # known to be dead: so no name is used twice.
+    host = f"{settings.pool}-{secrets.token_hex(3)}@%h"
     app.worker_main(["worker", "--loglevel", loglevel, "--hostname", host, "--without-gossip", "--without-mingle"])
 
 
