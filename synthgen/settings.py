@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +35,13 @@ def _table(value: object) -> object:
     return json.loads(value) if isinstance(value, str) else value
 
 
+def _words(value: object) -> object:
+    """A variable holds a list of words as a shell would take it."""
+    return tuple(shlex.split(value)) if isinstance(value, str) else value
+
+
 EngineOptions = Annotated[dict[str, str], BeforeValidator(_table)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 
 
 class Settings(BaseModel):
@@ -57,7 +64,7 @@ class Settings(BaseModel):
 
     pool: str = Field("default", min_length=1, description="Pool that submit sends to and worker works for.")
     shards: int | None = Field(None, ge=1, description="Shards that a worker runs at once; default by in_flight.")
-    engine: str | None = Field(None, description="Engine of run and worker: openai, litellm, mock.")
+    engine: str | None = Field(None, description="Engine of run and worker: openai, litellm, mock, vllm, server.")
     model: str | None = Field(None, description="Model for requests that name none.")
     base_url: str | None = Field(None, description="OpenAI-compatible server (also OPENAI_BASE_URL).")
     api_key: str | None = Field(None, repr=False, description="Its key (also OPENAI_API_KEY).")
@@ -68,6 +75,12 @@ class Settings(BaseModel):
     attempts: int = Field(5, ge=1, description="Tries that the provider answers badly before a request has failed.")
     unreachable_after: float = Field(60.0, gt=0, description="Silence of an endpoint that pauses the batch.")
     engine_options: EngineOptions = Field({}, description="What only this engine knows: a table, or a JSON object.")
+    command: Words = Field((), description="What opens the server of the server engine; {port} is its port.")
+    engine_arguments: Words = Field((), description="Passed on to vLLM untouched.")
+    vllm_python: str | None = Field(None, description="Interpreter whose environment has vLLM; default this one.")
+    gpus: str | None = Field(None, description="GPUs that the worker's engine sees, such as 0,1; default all.")
+    idle_exit: float | None = Field(None, gt=0, description="A worker without work for so long ends.")
+    idle_sleep: float | None = Field(None, gt=0, description="A vLLM without work for so long sleeps.")
     input_price: float | None = Field(None, ge=0, description="Per million prompt tokens, where the engine knows none.")
     output_price: float | None = Field(None, ge=0, description="Per million completion tokens, likewise.")
 
@@ -116,9 +129,7 @@ class Settings(BaseModel):
     def publish(self) -> None:
         """Make this process's environment say the same, for code that reads it anew (``celeryconfig``)."""
         for name in self._origins:
-            value = getattr(self, name)
-            text = json.dumps(value) if isinstance(value, dict) else "" if value is None else str(value)
-            os.environ[_PREFIX + name.upper()] = text
+            os.environ[_PREFIX + name.upper()] = _as_text(getattr(self, name))
 
     def shown(self) -> dict[str, str | None]:
         """The values as text, secrets masked."""
@@ -157,6 +168,19 @@ def unread_variables(environ: Mapping[str, str] | None = None) -> list[str]:
     known = {_PREFIX + name.upper() for name in Settings.model_fields} | {_PREFIX + "CONFIG"}
     environ = os.environ if environ is None else environ
     return sorted(name for name in environ if name.startswith(_PREFIX) and name not in known)
+
+
+def _as_text(value: object) -> str:
+    """How a variable says it."""
+    match value:
+        case None:
+            return ""
+        case dict():
+            return json.dumps(value)
+        case tuple():
+            return shlex.join(value)
+        case _:
+            return str(value)
 
 
 def _from_file(environ: Mapping[str, str], folder: Path, origins: dict[str, str]) -> dict[str, Any]:

@@ -126,6 +126,10 @@ def engine_spec(settings: Settings) -> EngineSpec:
         input_price=settings.input_price,
         output_price=settings.output_price,
         options=settings.engine_options,
+        command=settings.command,
+        arguments=settings.engine_arguments,
+        python=settings.vllm_python,
+        gpus=settings.gpus,
     )
 
 

@@ -1,0 +1,104 @@
+"""One worker process for each group of GPUs of this host, started and watched together.
+
+Each is a worker like any other; this process only starts them, starts again what fails, and passes signals on.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from synthgen.errors import BadInput
+from synthgen.retry import RetryPolicy, backoff
+from synthgen.settings import Settings, child_environment
+
+logger = logging.getLogger(__name__)
+
+_WAIT = RetryPolicy(base=2.0, cap=60.0)
+_HOPELESS = 5
+_SETTLED = 300.0
+"""Seconds of life after which earlier failures are forgotten."""
+_LOOK = 0.2
+
+
+def gpu_groups(replicas: int, per_replica: int, gpus: str | None) -> list[str]:
+    """Which GPUs each replica sees: consecutive ones of ``gpus`` (default: 0, 1, …). Raises BadInput."""
+    names = gpus.split(",") if gpus else [str(number) for number in range(replicas * per_replica)]
+    if len(names) < replicas * per_replica:
+        raise BadInput(
+            f"{replicas} replicas of {per_replica} GPUs need {replicas * per_replica}, but --gpus names {len(names)}."
+        )
+    return [",".join(names[start : start + per_replica]) for start in range(0, replicas * per_replica, per_replica)]
+
+
+@dataclass(slots=True)
+class _Replica:
+    """One worker process and how it has fared."""
+
+    gpus: str
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    failures: int = 0
+    due: float = 0.0
+    ended: int | None = field(default=None)
+    """Its last exit code, once it is not to be started again."""
+
+
+def run_replicas(settings: Settings, groups: Sequence[str], *, loglevel: str) -> int:
+    """Run one worker per group until all have ended; the worst exit code. SIGTERM and Ctrl-C end all of them."""
+    settings.publish()
+    replicas = [_Replica(gpus) for gpus in groups]
+    stopping = False
+
+    def stop(number: int, _: object) -> None:
+        nonlocal stopping
+        stopping = True
+        for replica in replicas:
+            if replica.process is not None and replica.process.poll() is None:
+                replica.process.send_signal(signal.SIGTERM)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    while any(replica.ended is None for replica in replicas):
+        for replica in replicas:
+            _look_after(replica, loglevel, stopping=stopping)
+        time.sleep(_LOOK)
+    return max(abs(replica.ended or 0) for replica in replicas)
+
+
+def _look_after(replica: _Replica, loglevel: str, *, stopping: bool) -> None:
+    if replica.ended is not None:
+        return
+    if replica.process is None:
+        if stopping:
+            replica.ended = 0
+        elif time.monotonic() >= replica.due:
+            _start(replica, loglevel)
+        return
+    code = replica.process.poll()
+    if code is None:
+        return
+    replica.process = None
+    if time.monotonic() - replica.started > _SETTLED:
+        replica.failures = 0
+    replica.failures += 1
+    if code == 0 or stopping or replica.failures >= _HOPELESS:
+        replica.ended = code
+        return
+    pause = backoff(_WAIT, replica.failures)
+    replica.due = time.monotonic() + pause
+    logger.error("worker on GPUs %s ended with %d; started again in %.0f s", replica.gpus, code, pause)
+
+
+def _start(replica: _Replica, loglevel: str) -> None:
+    """A process group of its own: Ctrl-C in the terminal reaches us, and we pass it on once."""
+    command = [sys.executable, "-m", "cli", "worker", "--loglevel", loglevel]
+    environ = child_environment({"SYNTHGEN_GPUS": replica.gpus})
+    replica.process = subprocess.Popen(command, env=environ, process_group=0)
+    replica.started = time.monotonic()
+    logger.info("worker on GPUs %s started: pid=%d", replica.gpus, replica.process.pid)
