@@ -55,7 +55,7 @@ def run_replicas(settings: Settings, groups: Sequence[str], *, loglevel: str) ->
     replicas = [_Replica(gpus) for gpus in groups]
     stopping = False
 
-    def stop(number: int, _: object) -> None:
+    def stop(*_: object) -> None:
         nonlocal stopping
         stopping = True
         for replica in replicas:
@@ -99,6 +99,6 @@ def _start(replica: _Replica, loglevel: str) -> None:
     """A process group of its own: Ctrl-C in the terminal reaches us, and we pass it on once."""
     command = [sys.executable, "-m", "cli", "worker", "--loglevel", loglevel]
     environ = child_environment({"SYNTHGEN_GPUS": replica.gpus})
-    replica.process = subprocess.Popen(command, env=environ, process_group=0)
+    replica.process = subprocess.Popen(command, env=environ, process_group=0)  # noqa: S603 - our own command
     replica.started = time.monotonic()
     logger.info("worker on GPUs %s started: pid=%d", replica.gpus, replica.process.pid)
