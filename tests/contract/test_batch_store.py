@@ -79,6 +79,10 @@ def test_thousands_of_shards_and_rejected_lines_stream_in_order(batch_store: Bat
     batch = batch_store.create(some_batch(parts, rejected=len(lines)), parts, reversed(lines))
     assert [status.shard for status in batch_store.shards(batch.id)] == parts
     assert list(batch_store.rejected(batch.id)) == lines
+    assert [status.shard for status in batch_store.shards(batch.id, first=1_500)] == parts[1_500:]
+    assert list(batch_store.rejected(batch.id, first=lines[3].line)) == lines[3:]
+    assert list(batch_store.rejected(batch.id, first=lines[3].line, last=lines[5].line)) == lines[3:6]
+    assert list(batch_store.rejected(batch.id, first=lines[-1].line + 1)) == []
 
 
 def test_the_completion_window_runs_by_the_clock_of_the_store(batch_store: BatchStore) -> None:

@@ -13,7 +13,7 @@ from hypothesis import settings
 from tests.fakes.scripted_engine import Lanes
 from tests.workshop import Workshop
 
-settings.register_profile("unit", deadline=None, derandomize=True, max_examples=60)
+settings.register_profile("unit", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("unit")
 
 
