@@ -50,15 +50,15 @@ _OPTIONS = (
     click.option("--endpoint", metavar="PATH", help="Endpoint of all lines (default: the first line's, or chat)."),
     click.option(
         "--on-invalid",
-        type=click.Choice(list(OnInvalid)),
-        default=_PLAIN.on_invalid,
+        type=click.Choice([policy.value for policy in OnInvalid]),
+        default=_PLAIN.on_invalid.value,
         show_default=True,
         help="Bad lines: store nothing, or skip them and run the others.",
     ),
     click.option(
         "--cache",
-        type=click.Choice(list(CacheMode)),
-        default=_PLAIN.cache,
+        type=click.Choice([mode.value for mode in CacheMode]),
+        default=_PLAIN.cache.value,
         show_default=True,
         help="Stored responses: use them, ask all anew and store, or neither.",
     ),
@@ -73,6 +73,7 @@ _OPTIONS = (
     click.option(
         "--shard-requests",
         type=click.IntRange(1),
+        metavar="N",
         default=_PLAIN.shard_requests,
         show_default=True,
         help="Most requests in a shard.",
@@ -91,6 +92,7 @@ def batch_options(command: Callable[..., R]) -> Callable[..., R]:
     def with_wanted(*, inputs: tuple[str, ...], name: str | None, new: bool, **given: Any) -> R:
         values = {field: given.pop(field) for field in _FIELDS}
         defaults = {field: _json_or_text(text) for field, text in given.pop("defaults")}
+        values |= {"on_invalid": OnInvalid(values["on_invalid"]), "cache": CacheMode(values["cache"])}
         options = BatchOptions(**values, model=given.pop("model"), defaults=defaults)
         wanted = Wanted(inputs, name or stem(inputs[0] if inputs else "-"), new, options)
         return command(wanted=wanted, **given)

@@ -16,17 +16,17 @@ from rich.console import Console
 
 from synthgen.errors import BadInput
 
-console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False, markup=False)
 """Everything that is not the answer."""
 
 
 def say(text: str = "", *, style: str | None = None) -> None:
     """One line for the user, on standard error."""
-    console.print(text, style=style)
+    console.print(text, style=style, soft_wrap=not console.is_terminal)
 
 
 def warn(text: str) -> None:
-    console.print(f"Warning: {text}", style="yellow")
+    say(f"Warning: {text}", style="yellow")
 
 
 def put(text: str) -> None:

@@ -19,8 +19,12 @@ _OPTIONS = (
     click.option("--base-url", metavar="URL", help="OpenAI-compatible server, for example http://localhost:8000/v1."),
     click.option("--api-key-env", metavar="NAME", help="Variable that holds the key (default: OPENAI_API_KEY)."),
     click.option("--provider", metavar="NAME", help="Name in cache keys instead of the server's host."),
-    click.option("--in-flight", type=click.IntRange(1), help="Requests in flight at once (default: by engine)."),
-    click.option("--shards", type=click.IntRange(1), help="Shards worked on at once (default: by --in-flight)."),
+    click.option(
+        "--in-flight", type=click.IntRange(1), metavar="N", help="Requests in flight at once (default: by engine)."
+    ),
+    click.option(
+        "--shards", type=click.IntRange(1), metavar="N", help="Shards worked on at once (default: by --in-flight)."
+    ),
     click.option("--timeout", type=float, metavar="SECONDS", help="For one try of one request (default: 600)."),
     click.option("--input-price", type=float, metavar="USD", help="Per million prompt tokens."),
     click.option("--output-price", type=float, metavar="USD", help="Per million completion tokens."),

@@ -34,7 +34,7 @@ class Interrupts:
     def note(self) -> str | None:
         if not self.happened:
             return None
-        return f"Stopping: requests in flight get up to {self._grace:g} s. Press Ctrl-C again to leave at once."
+        return f"Stopping: what is in flight gets up to {self._grace:g} s; Ctrl-C again leaves at once."
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the shape of a handler
         if self.happened:

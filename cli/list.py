@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from datetime import UTC, datetime
+
 import click
 
 from cli import quantities as q
@@ -10,34 +13,40 @@ from cli.console import put_json, put_table, say
 from synthgen.batch import Progress
 from synthgen.states import BatchState
 
+_ID_SHOWN = 14
+"""Enough to name a batch with."""
+
 
 @click.command()
-@click.option("--status", type=click.Choice(list(BatchState)), multiple=True, help="Only these. Repeatable.")
+@click.option(
+    "--status", type=click.Choice([state.value for state in BatchState]), multiple=True, help="Only these. Repeatable."
+)
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="At most so many.")
 @json_option
-def command(*, status: tuple[BatchState, ...], limit: int, as_json: bool) -> None:
+def command(*, status: tuple[str, ...], limit: int, as_json: bool) -> None:
     """List batches, newest first."""
     with services_in_force() as services:
-        found = services.store.list_batches(states=status or tuple(BatchState), limit=limit)
+        found = services.store.list_batches(
+            states=[BatchState(name) for name in status] or tuple(BatchState), limit=limit
+        )
     if as_json:
         put_json([progress.as_dict() for progress in found])
     elif not found:
         say("No batches yet: 'synthgen run FILE' makes one." if not status else "No such batches.")
     else:
-        heads = ("ID", "NAME", "STATUS", "ROWS", "DONE", "FAILED", "CACHED", "REJECTED", "CREATED")
-        put_table(heads, [_row(progress) for progress in found], right=(3, 4, 5, 6, 7))
+        heads = ("ID", "NAME", "STATUS", "ROWS", "DONE", "FAILED", "REJECTED", "AGE")
+        put_table(heads, [_row(progress) for progress in found], right=(3, 4, 5, 6))
 
 
 def _row(progress: Progress) -> tuple[str, ...]:
     batch, counts = progress.batch, progress.counts
     return (
-        batch.id,
+        batch.id[:_ID_SHOWN] if sys.stdout.isatty() else batch.id,
         batch.name,
         str(batch.state),
         q.count(batch.total),
         q.share(counts.finished, batch.total),
         q.count(counts.failed),
-        q.count(counts.cached),
         q.count(batch.rejected),
-        q.moment(batch.created_at),
+        q.age(datetime.now(UTC) - batch.created_at),
     )

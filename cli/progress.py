@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final, Self
 
@@ -87,14 +87,15 @@ def follow(
     note: Callable[[], str | None] = lambda: None,
     since: datetime | None = None,
 ) -> Progress:
-    """Draw the batch until ``goes_on`` says no; its last reading.
+    """Draw the batch until ``goes_on`` says no; the furthest reading.
 
     ``since`` is where elapsed time begins (None: when the batch began), ``note`` a sentence to show beneath.
     """
     meter, errors, errors_at = Speedometer(), list[ErrorGroup](), float("-inf")
+    progress = services.store.progress(batch_id)
     with _LiveView() if console.is_terminal else _PlainView() as view:
         while True:
-            progress, now = services.store.progress(batch_id), time.monotonic()
+            progress, now = furthest(progress, services.store.progress(batch_id)), time.monotonic()
             if progress.counts.failed and now - errors_at >= _ERRORS_EVERY:
                 errors, errors_at = services.store.error_groups(batch_id), now
             elapsed = elapsed_of(progress, since)
@@ -102,6 +103,11 @@ def follow(
             if not goes_on(progress):
                 return progress
             wait(_POLL)
+
+
+def furthest(before: Progress, now: Progress) -> Progress:
+    """A shard that is given back counts as not begun, though its answers are kept: what was once shown stays."""
+    return now if now.counts.finished >= before.counts.finished else replace(before, batch=now.batch)
 
 
 def elapsed_of(progress: Progress, since: datetime | None = None) -> float:

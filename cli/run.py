@@ -18,11 +18,13 @@ from cli.engine_options import engine_options
 from cli.exit_codes import Interrupted, NotFinished, exit_code_of_batch
 from cli.interrupts import Interrupts
 from cli.output_files import STDOUT, check_contents, check_places
-from cli.progress import follow
+from cli.progress import follow, furthest
 from cli.steps import Steps
 from cli.submitting import check_inputs, submit_inputs
 from cli.summary import MOCKED, summarise
+from synthgen import control
 from synthgen.batch import Batch, Progress
+from synthgen.errors import BadInput
 from synthgen.ports import Services
 from synthgen.settings import Settings
 from synthgen.sharding import default_shards
@@ -79,9 +81,22 @@ def command(
         check_places(places.output, places.errors)
         places.check(services, known)
         with open_worker(services, settings, spec) as worker:
-            batch = known or submit_inputs(services, settings, wanted).batch
-            places.check(services, batch)
+            batch = known or _submit(services, settings, wanted, places)
             return _run(services, settings, worker, batch, places=places, go_on=_how_to_go_on(batch, wanted))
+
+
+def _submit(services: Services, settings: Settings, wanted: Wanted, places: _Places) -> Batch:
+    """The batch to work on. A new one whose answers may not be written where they should go does not stay."""
+    submission = submit_inputs(services, settings, wanted)
+    batch = submission.batch
+    try:
+        places.check(services, batch)
+    except BadInput:
+        if not submission.attached:
+            control.cancel(services, batch.id)
+            control.remove(services, batch.id)
+        raise
+    return batch
 
 
 def _run(services: Services, settings: Settings, worker: Worker, batch: Batch, *, places: _Places, go_on: str) -> int:
@@ -116,7 +131,7 @@ def _work(services: Services, settings: Settings, worker: Worker, batch: Batch, 
     with Interrupts(worker.stopping, grace=settings.grace) as interrupts:
         thread.start()
         try:
-            follow(
+            shown = follow(
                 services,
                 batch.id,
                 goes_on=lambda _: thread.is_alive(),
@@ -129,7 +144,7 @@ def _work(services: Services, settings: Settings, worker: Worker, batch: Batch, 
             thread.join()
     if failures:
         raise failures[0]
-    return services.store.progress(batch.id)
+    return furthest(shown, services.store.progress(batch.id))
 
 
 def _check_ended(progress: Progress, go_on: str) -> None:
@@ -139,8 +154,7 @@ def _check_ended(progress: Progress, go_on: str) -> None:
     if batch.state is BatchState.PAUSED:
         raise NotFinished(f"Batch {batch.id} is paused: {batch.reason} Then {go_on} (or 'synthgen resume {batch.id}').")
     raise Interrupted(
-        f"Stopped; {q.count(counts.finished)} of {q.count(batch.total)} rows are finished and nothing is lost. "
-        f"To go on, {go_on}."
+        f"Stopped; {q.count(counts.finished)} of {q.count(batch.total)} rows are answered and kept. To go on, {go_on}."
     )
 
 

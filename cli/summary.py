@@ -31,13 +31,10 @@ def summarise(
 def advice(progress: Progress) -> list[str]:
     """What to do about failed rows and rejected lines; nothing when there are none."""
     batch, counts = progress.batch, progress.counts
-    sentences = []
+    lines = []
+    if counts.failed or batch.rejected:
+        lines.append(f"  synthgen errors {batch.id}   shows what failed or was rejected")
     if counts.failed:
-        again = "" if batch.options.pool else ", then run the same command again"
-        sentences.append(
-            f"See the {q.of(counts.failed, 'failed row')} with 'synthgen errors {batch.id}'; "
-            f"run {'it' if counts.failed == 1 else 'them'} again with 'synthgen retry {batch.id}'{again}."
-        )
-    if batch.rejected:
-        sentences.append(f"See the {q.of(batch.rejected, 'rejected line')} with 'synthgen errors {batch.id}'.")
-    return sentences
+        then = "" if batch.options.pool else ": then give the same command again"
+        lines.append(f"  synthgen retry {batch.id}    runs failed rows again{then}")
+    return lines
