@@ -55,7 +55,7 @@ def _lines(services: Services, batch: Batch, which: Which, *, follow: bool, noti
     def wait(seconds: float) -> None:
         now = services.store.get(batch.id)
         if now.state is BatchState.PAUSED:
-            raise NotFinished(f"Batch {batch.id} is paused: {now.reason} Then run 'synthgen resume {batch.id}'.")
+            raise NotFinished(f"Batch {batch.id} is paused: {now.reason} To go on: synthgen resume {batch.id}")
         time.sleep(seconds)
 
     return counted(stream_results(services, batch.id, which=which, follow=follow, wait=wait), batch.total, notify)

@@ -102,7 +102,7 @@ def _submit(services: Services, settings: Settings, wanted: Wanted, places: _Pla
 def _run(services: Services, settings: Settings, worker: Worker, batch: Batch, *, places: _Places, go_on: str) -> int:
     began, before = datetime.now(UTC), services.store.progress(batch.id)
     if batch.state is BatchState.PAUSED:
-        services.store.move(batch.id, BatchState.IN_PROGRESS)
+        control.resume(services, batch.id)
     progress = _work(services, settings, worker, batch, began)
     _check_ended(progress, go_on)
     seconds = (datetime.now(UTC) - began).total_seconds()
@@ -152,7 +152,7 @@ def _check_ended(progress: Progress, go_on: str) -> None:
     if batch.state in ENDED:
         return
     if batch.state is BatchState.PAUSED:
-        raise NotFinished(f"Batch {batch.id} is paused: {batch.reason} Then {go_on} (or 'synthgen resume {batch.id}').")
+        raise NotFinished(f"Batch {batch.id} is paused: {batch.reason} To go on, {go_on}.")
     raise Interrupted(
         f"Stopped; {q.count(counts.finished)} of {q.count(batch.total)} rows are answered and kept. To go on, {go_on}."
     )

@@ -33,8 +33,8 @@ def advice(progress: Progress) -> list[str]:
     batch, counts = progress.batch, progress.counts
     lines = []
     if counts.failed or batch.rejected:
-        lines.append(f"  synthgen errors {batch.id}   shows what failed or was rejected")
+        lines.append(f"  synthgen errors {batch.id}   lists what failed")
     if counts.failed:
-        then = "" if batch.options.pool else ": then give the same command again"
-        lines.append(f"  synthgen retry {batch.id}    runs failed rows again{then}")
+        then = "runs it again" if batch.options.pool else "then run this again"
+        lines.append(f"  synthgen retry {batch.id}    {then}")
     return lines

@@ -21,7 +21,7 @@ def wait_for(services: Services, batch: Batch) -> int:
         raise Interrupted(f"The batch goes on without this command; 'synthgen watch {batch.id}' looks again.") from None
     batch = progress.batch
     if batch.state is BatchState.PAUSED:
-        raise NotFinished(f"Batch {batch.id} is paused: {batch.reason} Then run 'synthgen resume {batch.id}'.")
+        raise NotFinished(f"Batch {batch.id} is paused: {batch.reason} To go on: synthgen resume {batch.id}")
     places = [("answers", f"'synthgen results {batch.id} -o FILE' writes them")]
     summarise(services, progress, seconds=elapsed_of(progress), finished_now=progress.counts.finished, places=places)
     return exit_code_of_batch(progress)
