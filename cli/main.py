@@ -107,8 +107,9 @@ def _set_up_logging(*, debug: bool) -> None:
     if debug:
         logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         return
-    logging.basicConfig(level=logging.CRITICAL, format="Warning: %(message)s")
-    logging.getLogger("synthgen.completion").setLevel(logging.WARNING)
+    quiet = logging.StreamHandler()
+    quiet.addFilter(lambda record: record.name == "synthgen.completion")
+    logging.basicConfig(level=logging.WARNING, format="Warning: %(message)s", handlers=[quiet])
 
 
 def _end(ctx: click.Context, error: BaseException) -> NoReturn:
