@@ -15,7 +15,7 @@ from synthgen.settings import read_secret
 R = TypeVar("R")
 
 _OPTIONS = (
-    click.option("--engine", help="openai, litellm or mock; openai where --base-url is given."),
+    click.option("--engine", help="openai (where --base-url is given), litellm, mock, vllm or server."),
     click.option("--base-url", metavar="URL", help="OpenAI-compatible server, for example http://localhost:8000/v1."),
     click.option("--api-key-env", metavar="NAME", help="Variable that holds the key (default: OPENAI_API_KEY)."),
     click.option("--provider", metavar="NAME", help="Name in cache keys instead of the server's host."),
@@ -26,6 +26,14 @@ _OPTIONS = (
         "--shards", type=click.IntRange(1), metavar="N", help="Shards worked on at once (default: by --in-flight)."
     ),
     click.option("--timeout", type=float, metavar="SECONDS", help="For one try of one request (default: 600)."),
+    click.option("--gpus", metavar="0,1", help="GPUs that a vllm or server engine sees (default: all)."),
+    click.option(
+        "--command",
+        "server_command",
+        metavar="'CMD --port {port}'",
+        help="What opens the OpenAI-compatible server of --engine server.",
+    ),
+    click.option("--vllm-python", metavar="PATH", help="Interpreter whose environment has vLLM (default: this one)."),
     click.option("--input-price", type=float, metavar="USD", help="Per million prompt tokens."),
     click.option("--output-price", type=float, metavar="USD", help="Per million completion tokens."),
     click.option(
@@ -39,15 +47,29 @@ _OPTIONS = (
 )
 
 
+_SETTINGS = (
+    "engine",
+    "base_url",
+    "provider",
+    "in_flight",
+    "shards",
+    "input_price",
+    "output_price",
+    "gpus",
+    "vllm_python",
+)
+"""Options that are named as the settings that they override."""
+
+
 def engine_options(command: Callable[..., R]) -> Callable[..., R]:
     """Adds the options; the command receives ``settings``, with ``--model`` among them where it has that option."""
 
     @wraps(command)
     def with_settings(**given: Any) -> R:
-        names = ("engine", "base_url", "provider", "in_flight", "shards", "input_price", "output_price")
-        overrides = {name: given.pop(name) for name in names}
+        overrides = {name: given.pop(name) for name in _SETTINGS}
         overrides["request_timeout"] = given.pop("timeout")
         overrides["model"] = given.pop("model", None)
+        overrides["command"] = given.pop("server_command")
         variable = given.pop("api_key_env")
         overrides["api_key"] = None if variable is None else read_secret(variable)
         options = dict(given.pop("engine_options"))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from cli.engine_options import engine_options
+from cli.quantities import Duration
 from synthgen.settings import Settings
 
 loglevel_option = click.option(
@@ -17,17 +20,40 @@ loglevel_option = click.option(
 
 @click.command()
 @click.option("--pool", help="Pool to work for (default: the setting 'pool').")
-@click.option("--model", help="Model for requests that name none.")
+@click.option("--model", help="Model for requests that name none; what vllm loads.")
+@click.option("--idle-exit", type=Duration(), metavar="DURATION", help="End when idle for, say, 10m.")
+@click.option("--idle-sleep", type=Duration(), metavar="DURATION", help="vLLM sleeps after so long without work.")
+@click.option("--replicas", type=click.IntRange(1), metavar="N", help="Start and supervise N workers on this host.")
+@click.option("--gpus-per-replica", type=click.IntRange(1), default=1, show_default=True, metavar="N")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ENGINE ARGUMENTS]")
 @loglevel_option
 @engine_options
-def command(*, settings: Settings, pool: str | None, loglevel: str) -> None:
+def command(
+    *,
+    settings: Settings,
+    pool: str | None,
+    idle_exit: float | None,
+    idle_sleep: float | None,
+    replicas: int | None,
+    gpus_per_replica: int,
+    arguments: tuple[str, ...],
+    loglevel: str,
+) -> None:
     """Run the shards of a pool's batches until stopped.
 
-    SIGTERM or Ctrl-C: no new shards, requests in flight get a grace time, the rest is given back.
+    SIGTERM or Ctrl-C: no new shards, requests in flight get a grace time, the rest is given back. With --engine vllm
+    everything after -- is passed to vLLM untouched.
     """
     from tasks.wiring import engine_spec
+
+    settings = settings.override(
+        {"pool": pool, "idle_exit": idle_exit, "idle_sleep": idle_sleep, "engine_arguments": arguments or None}
+    )
+    engine_spec(settings)  # a worker that cannot work says so before Celery starts
+    if replicas is not None:
+        from tasks.replicas import gpu_groups, run_replicas
+
+        sys.exit(run_replicas(settings, gpu_groups(replicas, gpus_per_replica, settings.gpus), loglevel=loglevel))
     from tasks.worker import run_worker
 
-    settings = settings.override({"pool": pool})
-    engine_spec(settings)  # a worker that cannot work says so before Celery starts
     run_worker(settings, loglevel=loglevel)
