@@ -68,7 +68,7 @@ class Keeper:
         wanted = self._store.heartbeat(beats, lease=self._limits.lease)
         for token, held in present.items():
             directive = wanted.get(token, Directive.LOST)
-            if directive is not held.directive:
+            if directive is not held.directive and token in self._held:  # not one that was sealed meanwhile
                 logger.info("directive: shard=%s/%d %s", held.attempt.batch.id, held.attempt.shard.number, directive)
             held.directive = directive
 

@@ -18,12 +18,20 @@ from synthgen.answers import Answers
 from synthgen.batch import Attempt, Batch, Directive, EngineIdentity
 from synthgen.completion import fill_window, finish_batch
 from synthgen.engines.lane import Asking, Lane
-from synthgen.errors import EngineGone, FatalError, LostLease, ServiceUnavailable, StateConflict, SynthgenError
+from synthgen.errors import (
+    EngineGone,
+    FatalError,
+    LostLease,
+    NotFound,
+    ServiceUnavailable,
+    StateConflict,
+    SynthgenError,
+)
 from synthgen.keeper import Held, Keeper
 from synthgen.ports import SealedResult, Services
 from synthgen.response import CANCELLED, EXPIRED, never_ran
 from synthgen.sharding import result_key
-from synthgen.states import BatchState
+from synthgen.states import ENDED, BatchState
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +61,7 @@ def run_shard(services: Services, worker: Worker, batch_id: str, *, number: int 
     )
     if attempt is None:
         return False
+    logger.info("shard begun: %s", _name(attempt))
     fill_window(services, attempt.batch)
     with worker.keeper.keep(attempt) as held:
         _guarded(services, _ShardRun(services, held, worker.identity, worker))
@@ -89,7 +98,8 @@ def _guarded(services: Services, run: _ShardRun) -> None:
     try:
         run.run()
     except LostLease:
-        logger.warning("lease lost, nothing written: shard=%s/%d", attempt.batch.id, attempt.shard.number)
+        logger.warning("lease lost, nothing written: %s", _name(attempt))
+        _remove_late_checkpoint(services, attempt.batch)
     except EngineGone:  # this worker's trouble, not the batch's: others go on with it
         services.store.release(attempt)
         run.stop_worker()
@@ -106,13 +116,28 @@ def _guarded(services: Services, run: _ShardRun) -> None:
         _pause(services, attempt.batch, str(error))
     except Exception as error:
         services.store.release(attempt)
-        logger.exception("shard failed: shard=%s/%d attempt=%d", attempt.batch.id, attempt.shard.number, attempt.number)
+        logger.exception("shard failed: %s", _name(attempt))
         if ending:
             raise SynthgenError(f"Shard {attempt.shard.number} of {attempt.batch.id} cannot end: {error!r}.") from error
         if attempt.number >= _BUG_ATTEMPTS:
             _pause(services, attempt.batch, f"Shard {attempt.shard.number} failed {attempt.number} times: {error!r}.")
     finally:
         services.cache.unreserve(owner=attempt.token)
+
+
+def _name(attempt: Attempt) -> str:
+    """An attempt in the log."""
+    return f"shard={attempt.batch.id}/{attempt.shard.number} attempt={attempt.number}"
+
+
+def _remove_late_checkpoint(services: Services, batch: Batch) -> None:
+    """What we wrote without knowing that the lease was lost: when the batch has ended, nobody else would remove it."""
+    try:
+        ended = services.store.get(batch.id).state in ENDED
+    except NotFound:
+        ended = True
+    if ended:
+        services.cache.purge(namespace=batch.checkpoint_namespace)
 
 
 def _pause(services: Services, batch: Batch, reason: str) -> None:
@@ -207,6 +232,7 @@ class _ShardRun:
         unanswered = answers.open()
         if unanswered and directive not in _ENDING_CODES:
             self._services.store.release(self.attempt)
+            logger.info("shard given back: %s unanswered=%d", _name(self.attempt), len(unanswered))
             return
         for line in unanswered:
             answers.settle(never_ran(line, answers.requests[line].custom_id, _ENDING_CODES[directive]))
@@ -223,6 +249,14 @@ class _ShardRun:
         except LostLease:
             self._services.objects.delete([key])
             raise
+        counts = result.counts
+        logger.info(
+            "shard done: %s succeeded=%d failed=%d cached=%d",
+            _name(self.attempt),
+            counts.succeeded,
+            counts.failed,
+            counts.cached,
+        )
 
 
 class _Repeats:

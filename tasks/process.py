@@ -12,6 +12,9 @@ import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from celery.platforms import EX_FAILURE
+from celery.worker import state
+
 from synthgen.errors import SynthgenError
 from synthgen.ports import Services
 from synthgen.run_shard import Worker
@@ -61,6 +64,14 @@ def drain() -> None:
         _current.worker.stopping.set()
 
 
+def leave(reason: str) -> None:
+    """End this worker with exit code 1 once its running shards are handed back: what it needs is gone for good."""
+    drain()
+    if state.should_stop is None:
+        logger.error("this worker ends: %s", reason)
+        state.should_stop = EX_FAILURE
+
+
 def stop() -> None:
     """Close everything; afterwards the process is no worker any more."""
     global _current
@@ -68,6 +79,7 @@ def stop() -> None:
         here, _current = _current, None
         here.worker.stopping.set()
         here.stack.close()
+        logger.info("stopped")
 
 
 def _keep_up(services: Services, settings: Settings, stopping: threading.Event) -> None:

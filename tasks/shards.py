@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from synthgen.errors import NotFound, ServiceUnavailable
+from synthgen.errors import NotFound, ServiceUnavailable, SynthgenError
 from synthgen.run_shard import run_shard
 from synthgen.upkeep import run_upkeep
 from tasks import process
@@ -20,14 +20,19 @@ logger = logging.getLogger(__name__)
 def run_shard_task(batch_id: str, number: int) -> None:
     """Shard ``number`` of the batch may be ready; if it is not, somebody else has it."""
     here = process.current()
-    if here.worker.stopping.is_set():
-        return
     try:
+        if here.worker.stopping.is_set():  # the message is acknowledged already; another worker needs one
+            here.services.dispatcher.send(here.settings.pool, batch_id, [number])
+            return
         run_shard(here.services, here.worker, batch_id, number=number)
     except NotFound:
-        logger.info("hint for a batch that is gone: batch=%s shard=%d", batch_id, number)
+        logger.info("hint for a batch that is gone: shard=%s/%d", batch_id, number)
     except ServiceUnavailable as error:
-        logger.error("shard given up for now, it will be rescued: batch=%s shard=%d: %s", batch_id, number, error)
+        logger.error("shard left for now, upkeep will send it again: shard=%s/%d: %s", batch_id, number, error)
+    except SynthgenError as error:
+        logger.error("shard not run: shard=%s/%d: %s", batch_id, number, error)
+    if here.worker.lane.gone:
+        process.leave(here.worker.lane.gone)
 
 
 @app.task(name="synthgen.upkeep")  # type: ignore[untyped-decorator]
@@ -36,5 +41,5 @@ def upkeep_task() -> None:
     here = process.current()
     try:
         run_upkeep(here.services, every=here.settings.upkeep_every * 0.9)
-    except ServiceUnavailable as error:
+    except SynthgenError as error:
         logger.warning("upkeep skipped: %s", error)

@@ -42,6 +42,9 @@ def _set_up_logging(loglevel: int | str | None = None, **_: Any) -> None:
     logging.basicConfig(level=loglevel or logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     # It warns, at every start, that direct exchanges cannot delay messages; none of ours is delayed.
     logging.getLogger("kombu.transport.native_delayed_delivery").setLevel(logging.ERROR)
+    if logging.getLogger().level > logging.DEBUG:  # two lines a message, and not one says which shard: run_shard does
+        logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
+        logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]

@@ -26,6 +26,7 @@ from tasks.queues import pool_queue, upkeep_queue
 from tasks.wiring import connect
 
 PATIENCE = 60.0
+PROMPT = ("--prompt", "{question}")
 _SYNTHGEN = Path(sys.executable).with_name("synthgen")
 _CELERY = Path(sys.executable).with_name("celery")
 
@@ -37,7 +38,7 @@ QUICK = {
     "SYNTHGEN_RESEND_AFTER": "3",
     "SYNTHGEN_UPKEEP_EVERY": "1",
 }
-"""Settings that make trouble noticed in seconds; leases are ten times the default's haste."""
+"""Settings that make trouble noticed in seconds."""
 
 
 def until(what: str, condition: Callable[[], Any], *, timeout: float = PATIENCE) -> Any:
@@ -48,6 +49,16 @@ def until(what: str, condition: Callable[[], Any], *, timeout: float = PATIENCE)
             return found
         time.sleep(0.05)
     raise AssertionError(f"Not within {timeout:g} s: {what}.")
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The questions of a file of GSM8K, as ``PROMPT`` asks them."""
+    return [orjson.loads(line)["question"] for line in path.read_bytes().splitlines()]
+
+
+def text_of(line: dict[str, Any]) -> str:
+    """The answer in an output line."""
+    return str(line["response"]["body"]["choices"][0]["message"]["content"])
 
 
 class Process:
@@ -144,9 +155,9 @@ class Cluster:
             started.says("ready: pool=")
         return started
 
-    def workers(self, count: int, *options: object) -> list[Process]:
+    def workers(self, count: int, *options: object, **variables: str) -> list[Process]:
         """Start several at once; all are ready on return."""
-        started = [self.worker(*options, ready=False) for _ in range(count)]
+        started = [self.worker(*options, ready=False, **variables) for _ in range(count)]
         for worker in started:
             worker.says("ready: pool=")
         return started
