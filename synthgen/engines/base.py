@@ -8,6 +8,7 @@ from typing import Protocol
 
 from synthgen.request import Request
 from synthgen.response import Reply
+from synthgen.workers import ANY_MODEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,4 +93,19 @@ class Engine(Protocol):
     async def health(self) -> None:
         """Raises Unreachable or FatalError with a sentence when it could not serve now. Must not cost money."""
 
+    async def sleep(self) -> None:
+        """Nobody has asked for a while: give back what the next request can fetch again."""
+
     async def close(self) -> None: ...
+
+
+class Unmanaged:
+    """What engines say of themselves that only ask others: nothing to start, to name or to put to sleep."""
+
+    models: tuple[str, ...] = (ANY_MODEL,)
+    version: str | None = None
+    revision = ""
+    ready = True
+
+    async def sleep(self) -> None:
+        """There is nothing to give back."""

@@ -109,6 +109,10 @@ class Lane:
         """Raises Unreachable or FatalError when the engine could not serve now."""
         self._call(self._engine.health())
 
+    def sleep(self) -> None:
+        """Tell the engine that nobody has asked for a while; it wakes with the next request."""
+        self._call(self._engine.sleep())
+
     def ask(self, requests: Sequence[Request]) -> Asking:
         """Queue ``requests``; returns at once. Raises RuntimeError when the lane is closed."""
         asking = Asking(requests, on_stop=self._on_stop, on_abandon=self._on_abandon)

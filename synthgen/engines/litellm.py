@@ -17,13 +17,12 @@ from typing import Any, Final
 
 import orjson
 
-from synthgen.engines.base import EngineSpec
+from synthgen.engines.base import EngineSpec, Unmanaged
 from synthgen.engines.openai import base_url, one_line, provider_of
 from synthgen.engines.refusals import Refusal, classify
 from synthgen.errors import EngineError, FatalError, PermanentError, RetryableError, Unreachable
 from synthgen.request import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Request
 from synthgen.response import TIMED_OUT, Reply, usage_of
-from synthgen.workers import ANY_MODEL
 
 _CALLS: Final[Mapping[str, str]] = {
     CHAT: "acompletion",
@@ -43,7 +42,7 @@ _NO_REPLY: Final = frozenset(
 _KEYS: Final = "SYNTHGEN_API_KEY, or the provider's own variable such as ANTHROPIC_API_KEY,"
 
 
-class LiteLLMEngine:
+class LiteLLMEngine(Unmanaged):
     """``EngineSpec.options`` go to LiteLLM as they are, for example ``api_version`` or ``aws_region_name``.
 
     The provider in cache keys is ``litellm``, because a model's name (``anthropic/…``) tells the rest; with a base URL
@@ -51,10 +50,6 @@ class LiteLLMEngine:
     """
 
     name = "litellm"
-    models = (ANY_MODEL,)
-    version: str | None = None
-    revision = ""
-    ready = True
 
     def __init__(self, spec: EngineSpec) -> None:
         host = provider_of(base_url(spec.base_url)) if spec.base_url else "litellm"

@@ -14,12 +14,11 @@ from typing import Any, Final
 
 import orjson
 
-from synthgen.engines.base import EngineSpec
+from synthgen.engines.base import EngineSpec, Unmanaged
 from synthgen.engines.refusals import Refusal, classify
 from synthgen.errors import BadInput, RetryableError
 from synthgen.request import CHAT, COMPLETIONS, EMBEDDINGS, INPUT_FIELD, RESPONSES, Request
 from synthgen.response import TIMED_OUT, Reply
-from synthgen.workers import ANY_MODEL
 
 _VOCABULARY: Final = (
     "answer apple bridge candle circle cloud copper corner dance desert dinner dragon early east echo ember engine "
@@ -38,7 +37,7 @@ _Latency = Callable[[float], float]
 """A number in (0, 1) that belongs to the request becomes seconds."""
 
 
-class MockEngine:
+class MockEngine(Unmanaged):
     """``latency``, ``fail_rate``, ``fail_status`` and ``fail_ids`` are its options (``EngineSpec.options``).
 
     ``latency`` is seconds (``0.2``) or a distribution: ``uniform:LOW:HIGH``, ``normal:MEAN:SD``,
@@ -47,10 +46,6 @@ class MockEngine:
     """
 
     name = "mock"
-    models = (ANY_MODEL,)
-    version: str | None = None
-    revision = ""
-    ready = True
 
     def __init__(self, spec: EngineSpec) -> None:
         options = _known(spec.options)

@@ -15,12 +15,11 @@ import aiohttp
 import orjson
 from yarl import URL
 
-from synthgen.engines.base import EngineSpec
+from synthgen.engines.base import EngineSpec, Unmanaged
 from synthgen.engines.refusals import Refusal, classify, status_within
 from synthgen.errors import BadInput, EngineError, FatalError, RetryableError, Unreachable
 from synthgen.request import INPUT_FIELD, Request
 from synthgen.response import TIMED_OUT, Reply, usage_of
-from synthgen.workers import ANY_MODEL
 
 OPENAI: Final = "https://api.openai.com/v1"
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -32,14 +31,10 @@ _IDLE: Final = 4.0
 """Seconds that a connection is kept unused: uvicorn and vLLM close theirs after five, and no request must meet that."""
 
 
-class OpenAIEngine:
+class OpenAIEngine(Unmanaged):
     """``base_url`` as the OpenAI SDK takes it, with or without ``/v1`` where it is only a host."""
 
     name = "openai"
-    models = (ANY_MODEL,)
-    version: str | None = None
-    revision = ""
-    ready = True
 
     def __init__(self, spec: EngineSpec) -> None:
         if spec.options:

@@ -93,6 +93,9 @@ class ServerEngine:
         if not self.ready:
             raise Unreachable(f"The {self.name} server is {self._child.state}.")
 
+    async def sleep(self) -> None:
+        """A server in general knows no sleep."""
+
     async def close(self) -> None:
         if self._client is not None:
             await self._client.close()
@@ -102,6 +105,11 @@ class ServerEngine:
         """What the server says of itself at ``path``, None where it does not know the path."""
         async with aiohttp.ClientSession(timeout=_ASKED) as session, session.get(self._child.base_url + path) as reply:
             return dict(await reply.json()) if reply.status == 200 else None
+
+    async def tell_child(self, path: str) -> bool:
+        """POST to the server; whether it knew what to do."""
+        async with aiohttp.ClientSession(timeout=_ASKED) as session, session.post(self._child.base_url + path) as reply:
+            return reply.status == 200
 
     async def _connected(self) -> OpenAIEngine:
         """A client of the server as it is now; waits while it is started again. Raises EngineGone."""

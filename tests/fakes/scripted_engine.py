@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
+from synthgen.engines.base import Unmanaged
 from synthgen.engines.lane import Asking, Lane
 from synthgen.request import CHAT, Request
 from synthgen.response import Reply, Response
@@ -28,15 +29,11 @@ def requests(count: int, *, name: str = "r") -> list[Request]:
 Answer = Callable[[Request, int], Awaitable[Reply] | Reply | Exception]
 
 
-class ScriptedEngine:
+class ScriptedEngine(Unmanaged):
     """``answer(request, try)`` gives a Reply, an exception to raise, or something to await for the reply."""
 
     name = "scripted"
     provider = "script"
-    models = ("*",)
-    version: str | None = None
-    revision = ""
-    ready = True
     in_flight = 4
 
     def __init__(self, answer: Answer = lambda request, number: Reply(b"{}")) -> None:
