@@ -63,7 +63,8 @@ def test_without_options_a_batch_has_the_defaults_and_its_input_s_name() -> None
 def test_options_reach_the_batch() -> None:
     given = (
         "a.jsonl b.jsonl --name n --model m --on-invalid skip --cache refresh --namespace s --cache-ttl 7d "
-        "--system be-brief --window 1h30m --shard-requests 10 --shard-bytes 2M --endpoint /v1/completions --prompt {q} --new"
+        "--system be-brief --window 1h30m --shard-requests 10 --shard-bytes 2M --endpoint /v1/completions "
+        "--prompt {q} --new"
     )
     assert wanted(*given.split()) == Wanted(
         ("a.jsonl", "b.jsonl"),

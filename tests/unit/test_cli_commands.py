@@ -1,0 +1,280 @@
+"""What commands print of batches in memory, and what they do to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+import pytest
+from click.testing import CliRunner, Result
+
+import tasks.wiring
+from cli.main import main
+from synthgen.batch import Batch
+from synthgen.errors import ServiceUnavailable
+from synthgen.ports import Services
+from synthgen.states import BatchState
+from tests.workshop import REFUSED, Workshop, failing, questions
+
+Synthgen = Callable[..., Result]
+
+
+@pytest.fixture
+def workshop(workshop_with: Callable[..., Workshop]) -> Workshop:
+    """Line 2 fails."""
+    return workshop_with(failing({"line-2": REFUSED}))
+
+
+@pytest.fixture
+def synthgen(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Synthgen:
+    """Runs a command on the workshop's services."""
+
+    @contextmanager
+    def connect(settings: object, **_: object) -> Iterator[Services]:
+        yield workshop.services
+
+    monkeypatch.setattr(tasks.wiring, "connect", connect)
+
+    def run(*arguments: str, exits: int = 0) -> Result:
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == exits, done.output
+        assert "Traceback" not in done.output
+        return done
+
+    return run
+
+
+@pytest.fixture
+def batch(workshop: Workshop) -> Batch:
+    """Ended: two rows succeeded, one failed, one line rejected."""
+    return workshop.run(workshop.submitted([*questions(3), b"{broken"], on_invalid="skip"))
+
+
+def json_of(done: Result) -> Any:
+    return orjson.loads(done.stdout)
+
+
+STATUS_FIELDS = {
+    "id",
+    "name",
+    "status",
+    "reason",
+    "created_at",
+    "started_at",
+    "completed_at",
+    "total",
+    "succeeded",
+    "failed",
+    "cached",
+    "rejected",
+    "running",
+    "pending",
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_prompt_tokens",
+    "cached_completion_tokens",
+    "cost",
+    "shards",
+}
+
+
+def test_status_as_json_has_the_promised_fields_and_adds_up(synthgen: Synthgen, batch: Batch) -> None:
+    shown = json_of(synthgen("status", "last", "--json"))
+    assert set(shown) >= STATUS_FIELDS
+    assert shown["total"] == 3 == sum(shown[name] for name in ("succeeded", "failed", "running", "pending"))
+    assert set(shown["shards"]) >= {"pending", "queued", "running", "done"}
+
+
+def test_status_says_what_came_of_the_batch(synthgen: Synthgen, batch: Batch) -> None:
+    shown = synthgen("status", batch.id[:14]).stdout
+    assert batch.id in shown
+    assert "2 succeeded, 1 failed, 1 rejected" in shown
+    assert "1 x context_length_exceeded: Too long." in shown
+
+
+def test_list_shows_batches_newest_first(synthgen: Synthgen, workshop: Workshop, batch: Batch) -> None:
+    workshop.clock.advance(1)
+    newer = workshop.submitted(questions(5))
+    listed = json_of(synthgen("list", "--json"))
+    assert [entry["id"] for entry in listed] == [newer.id, batch.id]
+    assert set(listed[0]) >= STATUS_FIELDS
+    head, first, second = synthgen("list").stdout.splitlines()
+    assert head.split()[:3] == ["ID", "NAME", "STATUS"]
+    assert (first.split()[0], second.split()[0]) == (newer.id, batch.id)
+
+
+def test_list_can_be_narrowed(synthgen: Synthgen, workshop: Workshop, batch: Batch) -> None:
+    workshop.submitted(questions(5))
+    assert [entry["id"] for entry in json_of(synthgen("list", "--json", "--status", "completed"))] == [batch.id]
+    assert len(json_of(synthgen("list", "--json", "--limit", "1"))) == 1
+
+
+def test_an_empty_list_is_no_error(synthgen: Synthgen) -> None:
+    assert json_of(synthgen("list", "--json")) == []
+    assert synthgen("list").stdout == ""
+
+
+def test_results_are_all_rows_in_input_order(synthgen: Synthgen, batch: Batch) -> None:
+    lines = [orjson.loads(line) for line in synthgen("results", "last").stdout.splitlines()]
+    assert [line["custom_id"] for line in lines] == ["line-1", "line-2", "line-3"]
+
+
+@pytest.mark.parametrize(("only", "ids"), [("succeeded", ["line-1", "line-3"]), ("failed", ["line-2"])])
+def test_results_can_be_narrowed(synthgen: Synthgen, batch: Batch, only: str, ids: list[str]) -> None:
+    lines = synthgen("results", "last", "--only", only).stdout.splitlines()
+    assert [orjson.loads(line)["custom_id"] for line in lines] == ids
+
+
+def test_results_as_text_are_just_the_answers(synthgen: Synthgen, batch: Batch) -> None:
+    assert synthgen("results", "last", "--text").stdout == "re: question 1\n\nre: question 3\n"
+
+
+def test_results_of_a_running_batch_say_that_more_will_come(synthgen: Synthgen, workshop: Workshop) -> None:
+    workshop.submitted(questions(3))
+    done = synthgen("results", "last")
+    assert done.stdout == ""
+    assert "0 of 3 rows are finished" in done.stderr
+
+
+def test_following_results_tells_by_its_exit_code_that_rows_failed(synthgen: Synthgen, batch: Batch) -> None:
+    assert len(synthgen("results", "last", "--follow", exits=3).stdout.splitlines()) == 3
+
+
+def test_following_the_results_of_a_paused_batch_says_how_to_go_on(synthgen: Synthgen, workshop: Workshop) -> None:
+    paused = workshop.submitted(questions(3))
+    synthgen("pause", "last")
+    assert f"synthgen resume {paused.id}" in synthgen("results", "last", "--follow", exits=1).stderr
+
+
+def test_show_finds_a_request_by_line_and_by_custom_id(synthgen: Synthgen, batch: Batch) -> None:
+    by_line, by_id = synthgen("show", "last", "3").stdout, synthgen("show", "last", "line-3").stdout
+    assert by_line == by_id
+    for part in ("question 3", "re: question 3", "succeeded", "attempts"):
+        assert part in by_line
+
+
+def test_show_takes_a_number_without_a_line_for_a_custom_id(synthgen: Synthgen, workshop: Workshop) -> None:
+    workshop.run(workshop.submitted([{"custom_id": "77", "prompt": "a"}]))
+    assert json_of(synthgen("show", "last", "77", "--json"))["output"]["custom_id"] == "77"
+
+
+def test_show_tells_why_a_request_failed(synthgen: Synthgen, batch: Batch) -> None:
+    assert "failed: context_length_exceeded: Too long." in synthgen("show", "last", "2").stdout
+
+
+def test_errors_are_grouped_and_then_listed_with_rejected_lines_last(synthgen: Synthgen, batch: Batch) -> None:
+    shown = json_of(synthgen("errors", "last", "--json"))
+    assert [(cause["kind"], cause["code"], cause["count"]) for cause in shown["causes"]] == [
+        ("failed", "context_length_exceeded", 1),
+        ("rejected", "invalid_json_line", 1),
+    ]
+    assert [(row["kind"], row["line"], row["custom_id"]) for row in shown["rows"]] == [
+        ("failed", 2, "line-2"),
+        ("rejected", 4, None),
+    ]
+    assert "Too long." in synthgen("errors", "last").stdout
+
+
+def test_errors_of_one_code_and_no_more_rows_than_wanted(synthgen: Synthgen, batch: Batch) -> None:
+    shown = json_of(synthgen("errors", "last", "--json", "--code", "invalid_json_line"))
+    assert [row["line"] for row in shown["rows"]] == [4]
+    limited = synthgen("errors", "last", "--limit", "1")
+    assert "invalid_json_line  Line" not in limited.stdout.partition("\n\n")[2]
+    assert "and 1 more" in limited.stderr
+
+
+def test_pause_and_resume_change_the_state(synthgen: Synthgen, workshop: Workshop) -> None:
+    batch = workshop.submitted(questions(3))
+    synthgen("pause", "last")
+    assert workshop.store.get(batch.id).state is BatchState.PAUSED
+    synthgen("resume", "last")
+    assert workshop.store.get(batch.id).state is BatchState.IN_PROGRESS
+
+
+def test_cancel_keeps_finished_rows_and_retry_runs_the_others(synthgen: Synthgen, workshop: Workshop) -> None:
+    batch = workshop.submitted(questions(3))
+    synthgen("cancel", "last")
+    assert workshop.store.get(batch.id).state is BatchState.CANCELLED
+    assert "3 rows will run again" in synthgen("retry", "last").stderr
+    assert workshop.run(batch).state is BatchState.COMPLETED
+
+
+def test_retry_of_one_code_leaves_the_others(synthgen: Synthgen, batch: Batch) -> None:
+    assert "no failed rows with this code" in synthgen("retry", "last", "--code", "rate_limited").stderr
+    assert "1 row will run again" in synthgen("retry", "last", "--code", "context_length_exceeded").stderr
+
+
+def test_rm_does_not_remove_without_being_told_so(synthgen: Synthgen, workshop: Workshop, batch: Batch) -> None:
+    assert "--yes" in synthgen("rm", "last", exits=2).stderr
+    assert workshop.store.get(batch.id) == batch
+    synthgen("rm", "last", "--yes")
+    assert synthgen("status", batch.id, exits=1).stderr.startswith("Error: ")
+
+
+def test_one_batch_that_cannot_be_changed_does_not_keep_the_others_from_it(
+    synthgen: Synthgen, workshop: Workshop, batch: Batch
+) -> None:
+    running = workshop.submitted(questions(5))
+    done = synthgen("pause", batch.id, "batch_none", running.id, exits=1)
+    assert workshop.store.get(running.id).state is BatchState.PAUSED
+    assert done.stderr.count("Error: ") == 2
+
+
+def test_watch_ends_with_the_exit_code_of_the_batch(synthgen: Synthgen, workshop: Workshop, batch: Batch) -> None:
+    assert "2 succeeded, 1 failed, 1 rejected" in synthgen("watch", batch.id, exits=3).stderr
+    clean = workshop.run(workshop.submitted(questions(1)))
+    assert "completed" in synthgen("watch", clean.id).stderr
+
+
+def test_watching_a_paused_batch_gives_its_reason_and_what_to_do(synthgen: Synthgen, workshop: Workshop) -> None:
+    batch = workshop.submitted(questions(1), pool="gpu")
+    workshop.store.move(batch.id, BatchState.PAUSED, reason="The key is wrong.")
+    said = synthgen("watch", batch.id, exits=1).stderr
+    assert "The key is wrong." in said
+    assert f"synthgen resume {batch.id}" in said
+
+
+def test_the_cache_is_counted_and_purged(synthgen: Synthgen, batch: Batch) -> None:
+    [entry] = json_of(synthgen("cache", "stats", "--json"))
+    assert (entry["namespace"], entry["model"], entry["responses"]) == ("default", "m", 2)
+    assert "2 responses removed" in synthgen("cache", "purge", "--model", "m", "--yes").stderr
+    assert json_of(synthgen("cache", "stats", "--json")) == []
+
+
+@pytest.mark.parametrize("arguments", [(), ("--all", "--model", "m")])
+def test_purging_needs_to_be_told_what(synthgen: Synthgen, batch: Batch, arguments: tuple[str, ...]) -> None:
+    synthgen("cache", "purge", "--yes", *arguments, exits=2)
+    assert json_of(synthgen("cache", "stats", "--json"))[0]["responses"] == 2
+
+
+def test_a_service_that_is_away_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(*_: object, **__: object) -> object:
+        raise ServiceUnavailable("The database at h/d does not answer; check that it is running.")
+
+    monkeypatch.setattr(tasks.wiring, "connect", connect)
+    done = CliRunner().invoke(main, ["list"])
+    assert (done.exit_code, done.stderr) == (
+        1,
+        "Error: The database at h/d does not answer; check that it is running.\n",
+    )
+
+
+def test_run_without_an_engine_says_what_to_choose(synthgen: Synthgen) -> None:
+    assert "--engine mock" in synthgen("run", "q.jsonl", exits=2).stderr
+
+
+def test_run_without_an_input_is_bad_usage(synthgen: Synthgen) -> None:
+    assert "Name an input" in synthgen("run", "--engine", "mock", exits=2).stderr
+
+
+def test_config_masks_secrets_and_tells_where_values_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNTHGEN_API_KEY", "sk-secret")
+    monkeypatch.setenv("SYNTHGEN_DATABASE_URL", "postgresql://me:hidden@host/db")
+    done = CliRunner().invoke(main, ["config", "--json"])
+    shown = orjson.loads(done.stdout)
+    assert shown["api_key"] == {"value": "********", "origin": "SYNTHGEN_API_KEY"}
+    assert shown["window"]["origin"] == "default"
+    assert "hidden" not in done.output
+    assert "sk-secret" not in CliRunner().invoke(main, ["config"]).output

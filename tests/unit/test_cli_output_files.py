@@ -1,0 +1,135 @@
+"""Files appear whole or not at all, and never over what is not ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+import pytest
+
+from cli.collecting import collect
+from cli.output_files import batch_of_file, check_contents, check_places, writing
+from synthgen.batch import Batch
+from synthgen.errors import BadInput
+from synthgen.ports import say_nothing
+from tests.workshop import REFUSED, Workshop, failing, questions
+
+
+def answered(workshop: Workshop, count: int = 3, **options: object) -> Batch:
+    return workshop.run(workshop.submitted(questions(count), **options))
+
+
+def written(workshop: Workshop, batch: Batch, output: Path, errors: Path | None = None) -> list[dict[str, object]]:
+    collect(workshop.services, batch, str(output), str(errors) if errors else None, say_nothing)
+    return [orjson.loads(line) for line in output.read_bytes().splitlines()]
+
+
+def interrupted_write(path: Path) -> None:
+    with writing(str(path)) as file:
+        file.write(b"new, but only half")
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_write(path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_keeps_pointing_at_the_file_that_is_written(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.write_bytes(b"old")
+    link.symlink_to(real)
+    with writing(str(link)) as file:
+        file.write(b"new")
+    assert link.is_symlink()
+    assert real.read_bytes() == b"new"
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced() -> None:
+    with writing("/dev/null") as file:
+        file.write(b"gone")
+    assert Path("/dev/null").is_char_device()
+
+
+def test_the_answers_of_a_batch_may_be_written_again(workshop: Workshop, tmp_path: Path) -> None:
+    batch, path = answered(workshop), tmp_path / "out.jsonl"
+    written(workshop, batch, path)
+    assert batch_of_file(path) == batch.id
+    check_contents(workshop.services, batch, str(path))
+
+
+def test_newer_answers_to_the_same_questions_may_replace_older_ones(workshop: Workshop, tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    written(workshop, answered(workshop), path)
+    check_contents(workshop.services, answered(workshop), str(path))
+
+
+def test_the_answers_of_another_batch_are_kept(workshop: Workshop, tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    written(workshop, answered(workshop), path)
+    other = answered(workshop, model="another")
+    with pytest.raises(BadInput, match="--force"):
+        check_contents(workshop.services, other, str(path))
+
+
+def test_answers_of_a_batch_that_is_gone_are_kept(workshop: Workshop, tmp_path: Path) -> None:
+    path, batch = tmp_path / "out.jsonl", answered(workshop)
+    written(workshop, batch, path)
+    workshop.store.delete(batch.id)
+    with pytest.raises(BadInput, match=batch.id):
+        check_contents(workshop.services, answered(workshop), str(path))
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"prompt": "an input"}\n', b"text", b"[1]\n", b"7\n", b'{"id": 3}\n', b'{"id": "req_1"}\n', b"\xff\n"]
+)
+def test_a_file_that_is_not_ours_is_kept(workshop: Workshop, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "input.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match="holds no answers"):
+        check_contents(workshop.services, None, str(path))
+
+
+def test_an_empty_file_and_a_missing_one_and_standard_output_may_be_written(workshop: Workshop, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    places = (str(tmp_path / "empty"), str(tmp_path / "none"), "-", None)
+    check_places(*places)
+    check_contents(workshop.services, answered(workshop), *places)
+
+
+def test_two_names_of_one_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="same file"):
+        check_places(str(tmp_path / "a"), str(tmp_path / "." / "a"))
+
+
+def test_a_folder_that_is_missing_is_told_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no folder"):
+        check_places(str(tmp_path / "none" / "a"), None)
+    with pytest.raises(BadInput, match="it is a folder"):
+        check_places(str(tmp_path))
+
+
+def test_without_an_errors_file_every_request_has_its_line(workshop_with: object, tmp_path: Path) -> None:
+    workshop = workshop_with(failing({"line-2": REFUSED}))  # type: ignore[operator]
+    lines = written(workshop, answered(workshop), tmp_path / "out.jsonl")
+    assert [line["custom_id"] for line in lines] == ["line-1", "line-2", "line-3"]
+
+
+def test_an_errors_file_takes_failed_rows_and_rejected_lines(workshop_with: object, tmp_path: Path) -> None:
+    workshop = workshop_with(failing({"line-2": REFUSED}))  # type: ignore[operator]
+    batch = workshop.run(workshop.submitted([*questions(3), b"{broken"], on_invalid="skip"))
+    lines = written(workshop, batch, tmp_path / "out.jsonl", tmp_path / "errors.jsonl")
+    assert [line["custom_id"] for line in lines] == ["line-1", "line-3"]
+    failed, rejected = [orjson.loads(line) for line in (tmp_path / "errors.jsonl").read_bytes().splitlines()]
+    assert failed["custom_id"] == "line-2"
+    assert (rejected["line"], rejected["code"], rejected["batch_id"]) == (4, "invalid_json_line", batch.id)
+
+
+def test_a_file_of_rejected_lines_alone_is_known_as_ours(workshop: Workshop, tmp_path: Path) -> None:
+    batch = workshop.run(workshop.submitted([*questions(1), b"{broken"], on_invalid="skip"))
+    written(workshop, batch, tmp_path / "out.jsonl", tmp_path / "errors.jsonl")
+    assert batch_of_file(tmp_path / "errors.jsonl") == batch.id
