@@ -15,7 +15,7 @@ from synthgen.ports import Services, ShardStatus, StoredRequest
 from synthgen.request import Request, parse_line
 from synthgen.response import CANCELLED, EXPIRED, never_ran, output_line
 from synthgen.sharding import split_lines
-from synthgen.states import ENDED, BatchState, ShardState
+from synthgen.states import BatchState, ShardState
 
 
 class Which(StrEnum):
@@ -52,7 +52,7 @@ def stream_results(
     while True:
         batch = services.store.get(batch_id)
         for status in services.store.shards(batch_id, first=next_shard):
-            if follow and not _has_ended(status) and batch.state not in ENDED:
+            if follow and not _has_ended(status):
                 break
             yield from _shard_lines(services, batch, status, which)
             next_shard = status.shard.number + 1

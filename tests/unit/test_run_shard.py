@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 from synthgen.batch import CacheMode
 from synthgen.control import cancel, pause, resume
 from synthgen.errors import NotFound, ServiceUnavailable
+from synthgen.request import Request
+from synthgen.response import Reply
 from synthgen.results import Which
 from synthgen.run_shard import close_shards, run_shard
 from synthgen.states import BatchState, ShardState
@@ -132,6 +135,27 @@ def test_answers_reach_the_cache_while_others_are_still_in_flight(workshop_with:
     assert running.join()
 
 
+def test_progress_shows_what_was_checkpointed(workshop_with: Make) -> None:
+    gate = Gate()
+    workshop = workshop_with(gated(gate, "line-2"), in_flight=1)
+    batch = workshop.submitted(questions(3))
+    running = workshop.start(batch)
+    gate.wait_for_somebody()
+    workshop.cache.wait_for_entries(1)
+    put, shown = workshop.cache.put, []
+
+    def looking(*args: Any, **options: Any) -> None:
+        workshop.worker.keeper.beat()
+        shown.append(workshop.progress(batch))
+        put(*args, **options)
+
+    workshop.cache.put = looking  # type: ignore[method-assign]
+    gate.open()
+    assert running.join()
+    first = shown[0]
+    assert (first["succeeded"], first["running"], first["pending"], first["cost"]) == (1, 2, 0, 0.5)
+
+
 @pytest.mark.parametrize("mode", CacheMode)
 def test_after_a_crash_only_what_was_in_flight_is_asked_again_and_the_rest_counts_as_paid(
     workshop_with: Make, mode: CacheMode
@@ -218,6 +242,21 @@ def test_an_attempt_that_lost_its_lease_writes_nothing(workshop_with: Make) -> N
         list(workshop.store.shards(batch.id)),
     ) == before
     assert workshop.store.get(batch.id).state is BatchState.COMPLETED
+
+
+def test_answers_that_come_after_the_loss_are_not_stored(workshop: Workshop) -> None:
+    def taken_away(request: Request, number: int) -> Reply:
+        if request.custom_id == "line-2":
+            workshop.store.rescue(owners=["owner-1"])
+            workshop.store.claim(batch.id, number=0, owner="other", lease=60)
+            workshop.worker.keeper.beat()
+        return echo(request, number)
+
+    workshop.engine.answer = taken_away
+    batch = workshop.submitted(questions(2))
+    assert run_shard(workshop.services, workshop.worker, batch.id)
+    assert b"question 2" not in b"".join(entry.body for entry in workshop.cache.entries)
+    assert workshop.shard_states(batch) == [ShardState.RUNNING]
 
 
 def test_an_attempt_that_hears_of_its_loss_only_at_the_seal_removes_its_object(workshop_with: Make) -> None:
@@ -344,15 +383,37 @@ def test_a_stopping_worker_drains_what_is_in_flight_and_gives_its_shard_back(wor
 
 
 def test_when_the_grace_is_over_what_is_in_flight_is_abandoned(workshop_with: Make) -> None:
-    gate = Gate()
-    workshop = workshop_with(gated(gate, "line-2"), in_flight=1, grace=0.0)
+    sent, abandoned = threading.Event(), threading.Event()
+
+    async def endless() -> Reply:
+        sent.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            abandoned.set()
+        raise AssertionError
+
+    workshop = workshop_with(
+        lambda request, number: endless() if request.custom_id == "line-2" else echo(request, number),
+        in_flight=1,
+        grace=0.0,
+    )
     batch = workshop.submitted(questions(3))
     running = workshop.start(batch)
-    gate.wait_for_somebody()
+    assert sent.wait(PATIENCE)
     workshop.worker.stopping.set()
     assert running.join()
+    assert abandoned.is_set()
     assert workshop.shard_states(batch) == [ShardState.PENDING]
     assert len(workshop.cache.entries) == 1
+
+
+def test_a_shard_that_was_given_back_is_sent_again_at_once(workshop: Workshop) -> None:
+    batch = workshop.submitted(questions(2), pool="gpu")
+    workshop.worker.stopping.set()
+    run_shard(workshop.services, workshop.worker, batch.id, number=0)
+    assert workshop.shard_states(batch) == [ShardState.QUEUED]
+    assert workshop.dispatcher.sent == [("gpu", batch.id, 0)] * 2
 
 
 def test_a_paused_batch_gets_its_shard_back_with_the_checkpoint_kept(workshop_with: Make) -> None:

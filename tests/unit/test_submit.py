@@ -230,6 +230,13 @@ def test_repeated_ids_fail_the_file_under_fail(workshop: Workshop) -> None:
     assert "line 1" in bad.message
 
 
+def test_bad_lines_are_told_in_line_order_whatever_is_wrong_with_them(workshop: Workshop) -> None:
+    same = {"prompt": "q", "custom_id": "a"}
+    with pytest.raises(InvalidLines) as told:
+        workshop.submit([same, b"garbage", same, b"garbage", same])
+    assert [bad.line for bad in told.value.first] == [2, 3, 4, 5]
+
+
 def test_a_named_line_and_a_line_named_by_its_number_may_collide(workshop: Workshop) -> None:
     with pytest.raises(InvalidLines) as told:
         workshop.submit([{"prompt": "a", "custom_id": "line-2"}, {"prompt": "b"}])
@@ -363,9 +370,11 @@ def test_a_source_that_can_be_read_once_is_compared_after_reading(workshop: Work
 def test_sources_with_a_missing_newline_are_recognised_too(workshop: Workshop) -> None:
     parts = [b'{"prompt":"a"}', b'{"prompt":"b"}']
     first = submit_sources(workshop, *map(MemorySource, parts)).batch
-    again = submit_sources(workshop, *map(MemorySource, parts))
+    sources = [MemorySource(part) for part in parts]
+    again = submit_sources(workshop, *sources)
     assert again.attached
     assert again.batch.id == first.id
+    assert [source.readings for source in sources] == [1, 1]
 
 
 # ---- a submit that does not come to its end
