@@ -11,6 +11,7 @@ pytest_plugins = [
     "tests.services.rabbitmq",
     "tests.services.redis",
     "tests.services.s3",
+    "tests.services.vllm",
 ]
 
 _STRAY = ("SYNTHGEN_", "AWS_", "OPENAI_")
