@@ -14,6 +14,8 @@ from typing import Any
 import orjson
 import pytest
 
+from tests.stub_llm import StubLLM
+
 PATIENCE = 60.0
 MOCK = ("--engine", "mock")
 SLOW = (*MOCK, "--in-flight", "20", "--engine-option", "latency=0.2", "--shard-requests", "50")
@@ -151,20 +153,37 @@ def test_standard_input_and_output_make_a_pipe(synthgen: Synthgen) -> None:
 
 
 @pytest.mark.parametrize("cache", ["use", "off"])
-def test_a_run_that_is_killed_goes_on_and_loses_no_row(synthgen: Synthgen, cache: str) -> None:
+def test_a_run_that_is_killed_goes_on_and_asks_again_only_what_was_in_flight(
+    synthgen: Synthgen, stub: StubLLM, cache: str
+) -> None:
     name = f"killed-{cache}"
     synthgen.questions(600, name=f"{name}.jsonl")
-    command = ("run", f"{name}.jsonl", "--cache", cache, *SLOW)
+    server = ("--base-url", stub.url, "--model", "m", "--in-flight", "20", "--shard-requests", "50")
+    command = ("run", f"{name}.jsonl", "--cache", cache, *server)
+    stub.latency = 0.2
     killed = synthgen.start(*command)
-    before = synthgen.wait_for(name, lambda found: found["succeeded"] >= 200)
+    before = synthgen.wait_for(name, lambda found: found["succeeded"] >= 300)
     killed.kill()
+    moment = time.time()
     killed.communicate()
-    said = synthgen(*command).stderr
-    assert before["id"] in said
-    assert "going on with it" in said
+    safe = {prompt for prompt, times in stub.answers.items() if times[0] < moment - 2.0}
+    stub.latency = 0.0
+    assert "going on with it" in synthgen(*command).stderr
+    asked = stub.counts()["asked"]
+    assert safe
+    assert not [prompt for prompt in safe if asked[prompt] > 1]
     assert ids(synthgen.answers(f"{name}.results.jsonl")) == wanted_ids(600)
     after = synthgen.status(before["id"])
     assert (after["status"], after["succeeded"], after["failed"], after["cached"]) == ("completed", 600, 0, 0)
+
+
+def test_a_second_run_asks_the_server_nothing(synthgen: Synthgen, stub: StubLLM) -> None:
+    synthgen.questions(200, name="again.jsonl")
+    command = ("run", "again.jsonl", "--base-url", stub.url, "--model", "m")
+    synthgen(*command)
+    synthgen(*command)
+    assert stub.counts()["requests"] == 200
+    assert synthgen.status()["cached"] == 200
 
 
 def test_ctrl_c_drains_and_says_how_to_go_on(synthgen: Synthgen) -> None:
