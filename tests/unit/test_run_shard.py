@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,14 +9,13 @@ from typing import Any
 import pytest
 
 from synthgen.batch import CacheMode
-from synthgen.control import cancel, pause, resume
-from synthgen.errors import NotFound, ServiceUnavailable
+from synthgen.control import resume
+from synthgen.errors import EngineGone, ServiceUnavailable
 from synthgen.request import Request
 from synthgen.response import Reply
 from synthgen.results import Which
-from synthgen.run_shard import close_shards, run_shard
+from synthgen.run_shard import run_shard
 from synthgen.states import BatchState, ShardState
-from synthgen.upkeep import move_on
 from tests.fakes.scripted_engine import PATIENCE, Gate, ScriptedEngine
 from tests.workshop import (
     REFUSED,
@@ -26,7 +24,6 @@ from tests.workshop import (
     Killed,
     Workshop,
     echo,
-    error_codes,
     failing,
     gated,
     ids,
@@ -275,6 +272,20 @@ def test_an_attempt_that_hears_of_its_loss_only_at_the_seal_removes_its_object(w
     assert len(workshop.results(batch)) == 2
 
 
+def test_what_was_checkpointed_too_late_is_removed_with_the_batch_that_has_ended(workshop_with: Make) -> None:
+    gate = Gate()
+    workshop = workshop_with(gated(gate, "line-2"), in_flight=1)
+    batch = workshop.submitted(questions(2), cache=CacheMode.OFF)
+    running = workshop.start(batch)
+    gate.wait_for_somebody()
+    workshop.store.rescue(owners=["owner-1"])
+    workshop.run(batch, worker=workshop.another_worker(ScriptedEngine(echo)))
+    assert workshop.cache.stats() == []
+    gate.open()
+    assert running.join()
+    assert workshop.cache.stats() == []
+
+
 # ---- a broken engine, a broken store
 
 
@@ -304,6 +315,18 @@ def test_two_shards_that_meet_the_same_fatal_error_pause_the_batch_once(workshop
     workshop.store.release(first)
     assert workshop.store.get(batch.id).state is BatchState.PAUSED
     assert not run_shard(workshop.services, workshop.worker, batch.id)
+
+
+def test_an_engine_that_is_gone_ends_its_worker_and_the_batch_goes_on_elsewhere(workshop_with: Make) -> None:
+    workshop = workshop_with(failing({"line-2": EngineGone("The server died.", code="engine_gone")}), in_flight=1)
+    batch = workshop.submitted(questions(3))
+    assert run_shard(workshop.services, workshop.worker, batch.id)
+    assert workshop.worker.stopping.is_set()
+    assert workshop.shard_states(batch) == [ShardState.PENDING]
+    assert workshop.store.get(batch.id).state is BatchState.IN_PROGRESS
+    other = ScriptedEngine(echo)
+    assert workshop.run(batch, worker=workshop.another_worker(other)).state is BatchState.COMPLETED
+    assert [custom_id for custom_id, _ in other.asked] == ["line-2", "line-3"]
 
 
 def test_a_missing_input_pauses_the_batch_with_a_sentence(workshop: Workshop) -> None:
@@ -355,150 +378,4 @@ def test_an_unexpected_error_gives_the_shard_back_twice_and_then_pauses_the_batc
     paused = workshop.store.get(batch.id)
     assert paused.state is BatchState.PAUSED
     assert paused.reason == "Shard 0 failed 3 times: RuntimeError('boom')."
-    assert workshop.shard_states(batch) == [ShardState.PENDING]
-
-
-# ---- told to stop
-
-
-def test_a_stopping_worker_drains_what_is_in_flight_and_gives_its_shard_back(workshop_with: Make) -> None:
-    gate = Gate()
-    workshop = workshop_with(gated(gate, "line-2"), in_flight=1)
-    batch = workshop.submitted(questions(5))
-    running = workshop.start(batch)
-    gate.wait_for_somebody()
-    workshop.worker.stopping.set()
-    workshop.wait_until_stopped()
-    gate.open()
-    assert running.join()
-    assert workshop.shard_states(batch) == [ShardState.PENDING]
-    assert workshop.asked == ["line-1", "line-2"]
-    assert len(workshop.cache.entries) == 2
-
-    fresh = workshop.another_worker(workshop.engine)
-    workshop.engine.answer = echo
-    assert workshop.run(batch, worker=fresh).state is BatchState.COMPLETED
-    assert workshop.asked[2:] == ["line-3", "line-4", "line-5"]
-    assert workshop.progress(batch)["cached"] == 0
-
-
-def test_when_the_grace_is_over_what_is_in_flight_is_abandoned(workshop_with: Make) -> None:
-    sent, abandoned = threading.Event(), threading.Event()
-
-    async def endless() -> Reply:
-        sent.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            abandoned.set()
-        raise AssertionError
-
-    workshop = workshop_with(
-        lambda request, number: endless() if request.custom_id == "line-2" else echo(request, number),
-        in_flight=1,
-        grace=0.0,
-    )
-    batch = workshop.submitted(questions(3))
-    running = workshop.start(batch)
-    assert sent.wait(PATIENCE)
-    workshop.worker.stopping.set()
-    assert running.join()
-    assert abandoned.is_set()
-    assert workshop.shard_states(batch) == [ShardState.PENDING]
-    assert len(workshop.cache.entries) == 1
-
-
-def test_a_shard_that_was_given_back_is_sent_again_at_once(workshop: Workshop) -> None:
-    batch = workshop.submitted(questions(2), pool="gpu")
-    workshop.worker.stopping.set()
-    run_shard(workshop.services, workshop.worker, batch.id, number=0)
-    assert workshop.shard_states(batch) == [ShardState.QUEUED]
-    assert workshop.dispatcher.sent == [("gpu", batch.id, 0)] * 2
-
-
-def test_a_paused_batch_gets_its_shard_back_with_the_checkpoint_kept(workshop_with: Make) -> None:
-    gate = Gate()
-    workshop = workshop_with(gated(gate, "line-2"), in_flight=1)
-    batch = workshop.submitted(questions(4))
-    running = workshop.start(batch)
-    gate.wait_for_somebody()
-    pause(workshop.services, batch.id)
-    workshop.worker.keeper.beat()
-    workshop.wait_until_stopped()
-    gate.open()
-    assert running.join()
-    assert workshop.shard_states(batch) == [ShardState.PENDING]
-    assert workshop.store.get(batch.id).state is BatchState.PAUSED
-    workshop.engine.answer = echo
-    resume(workshop.services, batch.id)
-    assert workshop.run(batch).state is BatchState.COMPLETED
-    assert workshop.asked == ["line-1", "line-2", "line-3", "line-4"]
-
-
-@pytest.mark.parametrize(
-    ("ending", "code", "final"),
-    [("cancel", "batch_cancelled", BatchState.CANCELLED), ("expire", "batch_expired", BatchState.EXPIRED)],
-)
-def test_a_batch_that_ends_mid_shard_keeps_finished_rows_and_says_why_the_others_never_ran(
-    workshop_with: Make, ending: str, code: str, final: BatchState
-) -> None:
-    gate = Gate()
-    workshop = workshop_with(gated(gate, "line-2"), in_flight=1)
-    batch = workshop.submitted(questions(6), shard_requests=4, completion_window=3600)
-    running = workshop.start(batch)
-    gate.wait_for_somebody()
-    if ending == "cancel":
-        assert cancel(workshop.services, batch.id).state is BatchState.CANCELLING
-    else:
-        workshop.clock.advance(3600)
-        move_on(workshop.services, workshop.store.get(batch.id))
-    workshop.worker.keeper.beat()
-    workshop.wait_until_stopped()
-    gate.open()
-    assert running.join()
-    assert workshop.store.get(batch.id).state is final
-    results = workshop.results(batch)
-    assert ids(results) == [f"line-{n}" for n in range(1, 7)]
-    assert error_codes(results) == [None, None, *[code] * 4]
-    assert [line["error"] and line["error"]["code"] for line in results] == [None, None, *[code] * 4]
-    assert workshop.shard_states(batch) == [ShardState.DONE, ShardState.CANCELLED]
-    progress = workshop.progress(batch)
-    assert (progress["succeeded"], progress["failed"], progress["pending"]) == (2, 4, 0)
-    assert sum(group.count for group in workshop.store.error_groups(batch.id)) == 4
-
-
-def test_a_shard_that_was_given_back_is_closed_without_an_engine_and_keeps_its_checkpoint(workshop: Workshop) -> None:
-    batch = workshop.submitted(questions(3))
-    workshop.engine.answer = failing({"line-3": WRONG_KEY})
-    workshop.run(batch)
-    assert workshop.store.get(batch.id).state is BatchState.PAUSED
-    assert cancel(workshop.services, batch.id).state is BatchState.CANCELLED
-    results = workshop.results(batch)
-    assert error_codes(results) == [None, None, "batch_cancelled"]
-    assert [line["synthgen"]["cached"] for line in results[:2]] == [False, False]
-
-
-def test_closing_a_batch_that_goes_on_touches_nothing(workshop: Workshop) -> None:
-    batch = workshop.submitted(questions(3))
-    assert close_shards(workshop.services, batch.id) == 0
-    assert workshop.shard_states(batch) == [ShardState.PENDING]
-
-
-def test_a_shard_that_cannot_be_closed_is_told_and_not_tried_for_ever(workshop: Workshop) -> None:
-    batch = workshop.submitted(questions(2))
-    attempt = workshop.store.claim(batch.id, number=0, owner="x", lease=60)
-    assert attempt is not None
-    workshop.store.release(attempt)
-    workshop.objects.delete([batch.input_key])
-    with pytest.raises(NotFound, match="input"):
-        cancel(workshop.services, batch.id)
-    assert workshop.store.get(batch.id).state is BatchState.CANCELLING
-    assert workshop.shard_states(batch) == [ShardState.PENDING]
-
-
-def test_a_worker_that_stops_before_it_begins_asks_nothing(workshop: Workshop) -> None:
-    batch = workshop.submitted(questions(2))
-    workshop.worker.stopping.set()
-    assert run_shard(workshop.services, workshop.worker, batch.id)
-    assert workshop.asked == []
     assert workshop.shard_states(batch) == [ShardState.PENDING]

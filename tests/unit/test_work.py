@@ -9,7 +9,7 @@ import pytest
 
 from synthgen.batch import Batch
 from synthgen.control import pause
-from synthgen.errors import NotFound, ServiceUnavailable
+from synthgen.errors import EngineGone, NotFound, ServiceUnavailable
 from synthgen.owner import current_owner
 from synthgen.states import BatchState, ShardState
 from synthgen.work import work_on
@@ -53,6 +53,15 @@ def test_a_broken_engine_pauses_the_batch_and_the_work_returns(workshop_with: Ma
     batch = workshop.submitted(questions(6), shard_requests=2)
     paused = work(workshop, batch)
     assert (paused.state, paused.reason) == (BatchState.PAUSED, WRONG_KEY.message)
+
+
+def test_an_engine_that_is_gone_is_told(workshop_with: Make) -> None:
+    workshop = workshop_with(failing({"line-3": EngineGone("The server died.", code="engine_gone")}))
+    batch = workshop.submitted(questions(4), shard_requests=2)
+    with pytest.raises(EngineGone, match="The server died"):
+        work(workshop, batch)
+    assert workshop.store.get(batch.id).state is BatchState.IN_PROGRESS
+    assert ShardState.RUNNING not in workshop.shard_states(batch)
 
 
 def test_a_paused_batch_is_not_begun(workshop: Workshop) -> None:
