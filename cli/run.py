@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -74,6 +74,8 @@ def command(
         raise click.UsageError("Give an INPUT or --batch, not both.")
     settings = settings.override({"model": wanted.options.model})
     spec = engine_spec(settings)
+    if spec.loads_model:
+        wanted = replace(wanted, options=replace(wanted.options, model=None))
     with services_of(settings, connections=_CONNECTIONS) as services:
         known = None if reference is None else services.store.resolve(reference)
         name = stem(known.name if known else wanted.inputs[0])

@@ -42,6 +42,13 @@ class EngineSpec:
     """``vllm``: the interpreter whose environment has vLLM; None: this one."""
     gpus: str | None = None
     """GPUs that the server sees, such as ``0,1``; None: all."""
+    measure_ttft: bool = False
+    """``openai``, ``vllm``, ``server``: replies are streamed, so that the times of their tokens are known."""
+
+    @property
+    def loads_model(self) -> bool:
+        """``model`` is what the engine loads (a name or a folder); what requests call it, the engine says later."""
+        return self.kind in ("vllm", "server")
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
         """US dollars for one reply at this spec's prices, None where it has none."""
