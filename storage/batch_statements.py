@@ -21,6 +21,7 @@ from synthgen.errors import NotFound, StateConflict
 from synthgen.request import Rejected
 from synthgen.sharding import flatten_marks
 from synthgen.states import BATCH_MOVES, ENDED, SHARD_MOVES, UNFINISHED, BatchState, ShardState, leaving
+from synthgen.workers import AUTO
 
 Connection = sa.Connection
 
@@ -178,6 +179,13 @@ def move(connection: Connection, batch_id: str, to: BatchState, reason: str | No
     if row["last_change"] != change:
         raise _conflict(connection, row, to)
     return batch_from(row)
+
+
+def assign_pool(connection: Connection, batch_id: str, pool: str) -> str | None:
+    """The pool of the batch afterwards; ours when it was ours to choose."""
+    waits = sa.and_(batches.c.id == batch_id, batches.c.pool == AUTO, _UNFINISHED)
+    connection.execute(sa.update(batches).where(waits).values(pool=pool))
+    return get(connection, batch_id).options.pool
 
 
 def _has_no_rival(to: BatchState) -> sa.ColumnElement[bool]:

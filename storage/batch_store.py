@@ -54,6 +54,9 @@ class PostgresBatchStore:
         change = uuid.uuid4()
         return self._database.run(batch_statements.move, batch_id, to, reason, change)
 
+    def assign_pool(self, batch_id: str, pool: str) -> str | None:
+        return self._database.run(batch_statements.assign_pool, batch_id, pool)
+
     def reset_failed(self, batch_id: str, codes: Sequence[str] | None) -> int:
         change = uuid.uuid4()
         return self._database.run(batch_statements.reset_failed, batch_id, codes, change)

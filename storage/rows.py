@@ -45,6 +45,7 @@ def batch_values(batch: Batch) -> dict[str, Any]:
         "name": storable(batch.name),
         "state": str(batch.state),
         "options": dataclasses.asdict(batch.options),
+        "pool": batch.options.pool,
         "retry_codes": None if batch.retry_codes is None else list(batch.retry_codes),
     }
 
@@ -57,7 +58,7 @@ def batch_from(row: Columns) -> Batch:
         **values
         | {
             "state": BatchState(row["state"]),
-            "options": _options_from(row["options"]),
+            "options": _options_from(row["options"], pool=row["pool"]),
             "retry_codes": None if codes is None else tuple(codes),
         }
     )
@@ -120,8 +121,12 @@ def utc(moment: datetime | None) -> datetime | None:
     return None if moment is None else moment.astimezone(UTC)
 
 
-def _options_from(stored: Mapping[str, Any]) -> BatchOptions:
-    """Options that only a newer release knows are passed over: workers of two releases may share a database."""
+def _options_from(stored: Mapping[str, Any], *, pool: str | None) -> BatchOptions:
+    """Options that only a newer release knows are passed over: workers of two releases may share a database.
+
+    ``pool`` is the one that the batch has now, None in rows of a release that kept it among the options only.
+    """
     values = {name: value for name, value in stored.items() if name in _OPTION_FIELDS}
     values |= {"on_invalid": OnInvalid(stored["on_invalid"]), "cache": CacheMode(stored["cache"])}
+    values["pool"] = pool or stored["pool"]
     return BatchOptions(**values)

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from synthgen.states import UNFINISHED, BatchState, ShardState
+from synthgen.workers import WorkerState
 
 metadata = sa.MetaData()
 
@@ -73,6 +74,8 @@ batches = sa.Table(
     sa.Column("retry_codes", pg.ARRAY(sa.Text)),
     # Who made the last change: a change whose reply was lost is recognised when it is tried again.
     sa.Column("last_change", sa.Uuid),
+    # The pool it has now; options keep the one that was asked for. Null in rows of an older release.
+    sa.Column("pool", sa.Text),
     sa.CheckConstraint(_one_of(BatchState), name="batches_state"),
     sa.CheckConstraint("input_lines = total + rejected", name="batches_lines_add_up"),
     sa.CheckConstraint(
@@ -215,4 +218,26 @@ turns = sa.Table(
     metadata,
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("taken_at", _Moment, nullable=False),
+)
+
+workers = sa.Table(
+    "workers",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("pool", sa.Text, nullable=False),
+    sa.Column("engine", sa.Text, nullable=False),
+    sa.Column("engine_version", sa.Text),
+    sa.Column("models", pg.ARRAY(sa.Text), nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("in_flight", sa.Integer, nullable=False),
+    sa.Column("capacity", sa.Integer, nullable=False),
+    sa.Column("requests_per_second", sa.Double, nullable=False),
+    sa.Column("tokens_per_second", sa.Double, nullable=False),
+    sa.Column("gpu_memory", sa.BigInteger),
+    sa.Column("started_at", _Moment, nullable=False),
+    sa.Column("beat_at", _Moment, nullable=False),
+    sa.CheckConstraint(_one_of(WorkerState), name="workers_state"),
+    postgresql_with={"fillfactor": "50"},  # room in the page: a beat then touches no index
 )

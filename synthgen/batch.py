@@ -60,7 +60,9 @@ class BatchOptions:
     namespace: str = "default"
     cache_ttl: int | None = None
     pool: str | None = None
-    """None: worked only by ``synthgen run`` processes."""
+    """None: worked only by ``synthgen run`` processes; ``workers.AUTO``: the pool that serves its model."""
+    routed_by: str | None = None
+    """The model that finds the pool. Seen at submit, not wished for, so it does not make two batches different."""
     completion_window: int | None = None
     shard_requests: int = 500
     shard_bytes: int = 4_000_000

@@ -14,6 +14,7 @@ import orjson
 from synthgen.batch import Batch, Counts
 from synthgen.errors import ServiceUnavailable, StateConflict, SynthgenError
 from synthgen.ports import Services, ShardStatus
+from synthgen.routing import route
 from synthgen.sharding import manifest_key
 from synthgen.states import BatchState, ShardState
 
@@ -23,15 +24,17 @@ logger = logging.getLogger(__name__)
 def fill_window(services: Services, batch: Batch) -> None:
     """Queue as many of the batch's shards as its window allows and tell the workers, after commit.
 
-    A broker that is away is only noted: the shards are queued, and upkeep sends them when it is back.
+    A broker that is away is only noted: the shards are queued, and upkeep sends them when it is back. A batch whose
+    model nobody serves has nothing queued, until upkeep finds somebody.
     """
-    if batch.options.pool is None:
+    pool = route(services, batch)
+    if pool is None:
         return
     numbers = services.store.queue_window(batch.id, spare=services.limits.window)
     if not numbers:
         return
     try:
-        services.dispatcher.send(batch.options.pool, batch.id, numbers)
+        services.dispatcher.send(pool, batch.id, numbers)
     except ServiceUnavailable as error:
         logger.warning(
             "messages not sent, upkeep will send them: batch=%s shards=%d: %s", batch.id, len(numbers), error

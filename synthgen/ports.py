@@ -143,6 +143,12 @@ class BatchStore(Protocol):
     def move(self, batch_id: str, to: BatchState, *, reason: str | None = None) -> Batch:
         """Change the batch's state and set ``reason`` and the state's time stamp. Raises NotFound or StateConflict."""
 
+    def assign_pool(self, batch_id: str, pool: str) -> str | None:
+        """Send a batch whose pool is ``workers.AUTO``, and that has not ended, to this pool.
+
+        Returns the pool that it has now: a choice that was made before stands. Raises NotFound.
+        """
+
     def all_ended(self, batch_id: str) -> bool:
         """Whether every shard is done or cancelled."""
 
@@ -212,7 +218,10 @@ class WorkerRegistry(Protocol):
         """Forget a worker that has ended in good order."""
 
     def workers(self, *, silent_for: float) -> list[WorkerStatus]:
-        """Those whose last beat is at most so many seconds old, by pool and start; the others are forgotten."""
+        """Those whose last beat is at most so many seconds old, by pool and start.
+
+        Failed ones are shown for ``FAILED_SHOWN`` seconds, so that somebody sees why; the others are forgotten.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,6 +396,7 @@ class Services:
     store: BatchStore
     cache: ResponseCache
     objects: ObjectStore
+    registry: WorkerRegistry
     dispatcher: Dispatcher
     clock: Clock
     limits: Limits = field(default_factory=Limits)

@@ -98,7 +98,8 @@ def _find_before_reading(
 
 def fingerprint(content: bytes, options: BatchOptions, *, salt: str) -> str:
     """What makes two batches the same: the bytes of the input and the options as the user gave them."""
-    wanted = orjson.dumps(asdict(options), option=orjson.OPT_SORT_KEYS)
+    asked = {name: value for name, value in asdict(options).items() if name != "routed_by"}
+    wanted = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
     return blake2b(content + wanted + salt.encode(), digest_size=32).hexdigest()
 
 
@@ -128,6 +129,7 @@ class _Intake:
         self._questions = {True: RepeatIndex(), False: RepeatIndex()}
         self._rejected = _RejectedSpool()
         self._requests = 0
+        self._model: str | None = options.model
         self._cleanup = ExitStack()
 
     def __enter__(self) -> Self:
@@ -155,7 +157,7 @@ class _Intake:
     def store(self, name: str, *, salt: str) -> Batch:
         """One transaction: batch, shards, rejected lines."""
         shards = self._marked(self._cutter.finish())
-        options = replace(self._asked, endpoint=self._rules.endpoint or CHAT)
+        options = replace(self._asked, endpoint=self._rules.endpoint or CHAT, routed_by=self._model)
         now = self._services.clock.now()
         batch = Batch(
             id=self._batch_id,
@@ -201,8 +203,9 @@ class _Intake:
         self._cutter.add(length, is_request=is_request)
         if isinstance(parsed, Request):
             self._requests += 1
-            if self._rules.endpoint is None:
+            if self._requests == 1:
                 self._rules = replace(self._rules, endpoint=parsed.url)
+                self._model = self._model or parsed.body.get("model")
             self._ids.add(id_digest(parsed.custom_id), number)
             self._questions[parsed.deterministic].add(parsed.base_key[:_COMPARABLE], number)
         elif parsed is not None:

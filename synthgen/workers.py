@@ -5,7 +5,7 @@ A worker that has been silent for longer than its lease is taken for gone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -16,6 +16,9 @@ ANY_MODEL: Final = "*"
 
 AUTO: Final = "auto"
 """The pool of a batch that goes to whoever serves its model."""
+
+FAILED_SHOWN: Final = 600.0
+"""Seconds for which a worker that failed stays in the registry, to say why."""
 
 
 class WorkerState(StrEnum):
@@ -31,6 +34,7 @@ class WorkerState(StrEnum):
 
 
 SERVING: Final = frozenset({WorkerState.IDLE, WorkerState.BUSY, WorkerState.ASLEEP})
+LEAVING: Final = frozenset({WorkerState.DRAINING, WorkerState.FAILED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +91,28 @@ class PoolStatus:
         return tuple(sorted({model for worker in self.workers for model in worker.models}))
 
     @property
-    def serving(self) -> bool:
-        return any(worker.state in SERVING for worker in self.workers)
+    def in_flight(self) -> int:
+        return sum(worker.in_flight for worker in self.workers)
+
+    @property
+    def serving(self) -> int:
+        """How many of its workers take shards now."""
+        return sum(worker.state in SERVING for worker in self.workers)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The stable field names of ``pools --json``."""
+        workers = self.workers
+        return {
+            "name": self.name,
+            "models": list(self.models),
+            "workers": len(workers),
+            "serving": self.serving,
+            "states": {str(state): sum(w.state is state for w in workers) for state in WorkerState},
+            "in_flight": self.in_flight,
+            "capacity": sum(worker.capacity for worker in workers),
+            "requests_per_second": round(sum(worker.requests_per_second for worker in workers), 2),
+            "tokens_per_second": round(sum(worker.tokens_per_second for worker in workers), 2),
+        }
 
 
 def pools_of(workers: Iterable[WorkerStatus]) -> list[PoolStatus]:
@@ -99,20 +123,37 @@ def pools_of(workers: Iterable[WorkerStatus]) -> list[PoolStatus]:
     return [PoolStatus(name, tuple(named[name])) for name in sorted(named)]
 
 
+def live_pools(workers: Iterable[WorkerStatus]) -> list[PoolStatus]:
+    """Pools as far as their workers take shards, or will as soon as they are up."""
+    return pools_of(worker for worker in workers if worker.state not in LEAVING)
+
+
 def pool_for(model: str | None, workers: Iterable[WorkerStatus]) -> str | None:
-    """The pool whose workers serve this model; one that names it goes before one that serves any. None: nobody does."""
-    alive = [pool for pool in pools_of(workers) if any(w.state is not WorkerState.FAILED for w in pool.workers)]
-    named = [pool for pool in alive if model is not None and model in pool.models]
-    serving = named or [pool for pool in alive if ANY_MODEL in pool.models or (model is None and pool.models)]
-    busiest_last = sorted(serving, key=lambda pool: sum(worker.in_flight for worker in pool.workers))
-    return busiest_last[0].name if busiest_last else None
+    """The pool whose workers serve this model; one that names it goes before one that serves any. None: nobody does.
+
+    Of several, one that can serve now, and of those the one with the least in flight.
+    """
+    live = live_pools(workers)
+    named = [pool for pool in live if model is not None and model in pool.models]
+    serving = named or [pool for pool in live if ANY_MODEL in pool.models or (model is None and pool.models)]
+    best = min(serving, key=lambda pool: (pool.serving == 0, pool.in_flight), default=None)
+    return None if best is None else best.name
 
 
-def nobody_serves(model: str | None, workers: Sequence[WorkerStatus]) -> str:
-    """The sentence for a batch that waits for a worker."""
-    pools = pools_of(workers)
-    live = f"{len(pools)} pools live: {', '.join(pool.name for pool in pools)}" if pools else "no worker is live"
-    wanted = f"'{model}'" if model else "it"
-    return (
-        f"No worker serves {wanted}; {live}. The batch waits; start one with: synthgen worker --model {model or 'NAME'}"
-    )
+def nobody_serves(model: str | None, workers: Iterable[WorkerStatus]) -> str:
+    """The sentence for a batch that waits for a worker of any pool."""
+    pools = [pool.name for pool in live_pools(workers)]
+    wanted = f"'{model}'" if model else "a batch that names no model"
+    noun = "pool" if len(pools) == 1 else "pools"
+    live = f"{len(pools)} {noun} live: {', '.join(pools)}" if pools else "no pool is live"
+    return f"No worker serves {wanted}; {live}."
+
+
+def nobody_works_in(pool: str, workers: Iterable[WorkerStatus]) -> str | None:
+    """The sentence for a batch that waits for a worker of this pool; None when one takes shards."""
+    live = next((there for there in live_pools(workers) if there.name == pool), None)
+    if live is None:
+        return f"Pool '{pool}' has no live worker."
+    if live.serving == 0:
+        return f"No worker of pool '{pool}' is ready yet; {len(live.workers)} of them start."
+    return None

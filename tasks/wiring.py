@@ -15,6 +15,7 @@ from storage.batch_store import PostgresBatchStore
 from storage.database import Database
 from storage.objects import open_objects
 from storage.response_cache import PostgresResponseCache
+from storage.worker_registry import PostgresWorkerRegistry
 from synthgen.batch import EngineIdentity
 from synthgen.engines.base import EngineSpec
 from synthgen.engines.lane import Lane
@@ -73,6 +74,7 @@ def connect(settings: Settings, *, patience: float = SHORT_PATIENCE, connections
             objects=open_objects(
                 settings.objects_url, endpoint_url=settings.s3_endpoint_url, region=settings.s3_region
             ),
+            registry=PostgresWorkerRegistry(database),
             dispatcher=LazyDispatcher(),
             clock=SystemClock(),
             limits=limits_of(settings),

@@ -14,6 +14,7 @@ from synthgen.ports import BatchStore, CacheEntry, RequestRow, SealedResult
 from synthgen.request import Rejected
 from synthgen.sharding import result_key
 from synthgen.states import BatchState
+from synthgen.workers import WorkerState, WorkerStatus
 
 
 def some_shards(count: int, *, requests: int = 3) -> list[Shard]:
@@ -130,3 +131,26 @@ def some_entry(seed: object, **changes: Any) -> CacheEntry:
         "request_id": "req-1",
     }
     return CacheEntry(**values | changes)
+
+
+def some_worker(worker_id: str = "host-1/ns/1/1.00", **changes: Any) -> WorkerStatus:
+    """An idle worker of the pool ``gpu`` that serves ``m``; its times are whatever the registry makes of them."""
+    now = datetime.now(UTC)
+    values: dict[str, Any] = {
+        "id": worker_id,
+        "host": "host-1",
+        "pool": "gpu",
+        "engine": "vllm",
+        "engine_version": "0.11.0",
+        "models": ("m",),
+        "state": WorkerState.IDLE,
+        "reason": None,
+        "in_flight": 0,
+        "capacity": 256,
+        "requests_per_second": 0.0,
+        "tokens_per_second": 0.0,
+        "gpu_memory": None,
+        "started_at": now,
+        "beat_at": now,
+    }
+    return WorkerStatus(**values | changes)

@@ -25,6 +25,7 @@ from tests.fakes.dispatcher import FakeDispatcher
 from tests.fakes.object_store import FakeObjects
 from tests.fakes.response_cache import FakeResponseCache
 from tests.fakes.scripted_engine import PATIENCE, Answer, Gate, Lanes, ScriptedEngine
+from tests.fakes.worker_registry import FakeWorkerRegistry
 
 
 class MemorySource:
@@ -154,7 +155,14 @@ class Workshop:
         self.dispatcher = FakeDispatcher()
         self.limits = Limits(**{"checkpoint": 0.005, "grace": PATIENCE, **limits})
         self.services = Services(
-            self.store, self.cache, self.objects, self.dispatcher, self.clock, self.limits, "owner-1"
+            store=self.store,
+            cache=self.cache,
+            objects=self.objects,
+            registry=FakeWorkerRegistry(self.clock),
+            dispatcher=self.dispatcher,
+            clock=self.clock,
+            limits=self.limits,
+            owner="owner-1",
         )
         self._lanes = Lanes()
         self.engine = ScriptedEngine(answer)

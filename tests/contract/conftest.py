@@ -12,10 +12,12 @@ from storage.batch_store import PostgresBatchStore
 from storage.database import Database
 from storage.response_cache import PostgresResponseCache
 from storage.tables import metadata
-from synthgen.ports import BatchStore, ResponseCache
+from storage.worker_registry import PostgresWorkerRegistry
+from synthgen.ports import BatchStore, ResponseCache, WorkerRegistry
 from tests.fakes.batch_store import FakeBatchStore
 from tests.fakes.clock import FakeClock
 from tests.fakes.response_cache import FakeResponseCache
+from tests.fakes.worker_registry import FakeWorkerRegistry
 
 Later = Callable[[float], None]
 """Lets so many seconds pass."""
@@ -48,6 +50,11 @@ def batch_store(clock: FakeClock | Database) -> BatchStore:
 @pytest.fixture
 def response_cache(clock: FakeClock | Database) -> ResponseCache:
     return FakeResponseCache(clock) if isinstance(clock, FakeClock) else PostgresResponseCache(clock)
+
+
+@pytest.fixture
+def registry(clock: FakeClock | Database) -> WorkerRegistry:
+    return FakeWorkerRegistry(clock) if isinstance(clock, FakeClock) else PostgresWorkerRegistry(clock)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from synthgen.ports import BatchStore, ErrorGroup
 from synthgen.request import Rejected
 from synthgen.response import CANCELLED, EXPIRED, NEVER_RAN
 from synthgen.states import BATCH_MOVES, ENDED, UNFINISHED, BatchState, ShardState
+from synthgen.workers import AUTO
 from tests.contract.conftest import Later
 from tests.examples import claimed, rows_of, sealed, some_batch, some_shards, stored_batch
 
@@ -321,3 +322,34 @@ def test_a_cancelled_shard_alone_is_named_by_its_first_line(batch_store: BatchSt
     batch_store.cancel_unstarted(batch.id)
     assert batch_store.error_groups(batch.id) == [ErrorGroup(CANCELLED, 3, NEVER_RAN[CANCELLED], 4, "")]
     assert batch_store.progress(batch.id).counts == Counts(3, 3, prompt_tokens=30, completion_tokens=15, cost=0.75)
+
+
+# ---- the pool of a batch that goes where its model is served
+
+
+def test_a_batch_without_a_pool_of_its_own_is_sent_to_one_and_stays_there(batch_store: BatchStore) -> None:
+    options = BatchOptions(pool=AUTO, routed_by="m", defaults={"stop": ["\0"]})
+    batch = stored_batch(batch_store, options=options)
+    assert batch_store.get(batch.id).options == options
+    assert batch_store.assign_pool(batch.id, "a") == "a"
+    assert batch_store.get(batch.id) == replace(batch, options=replace(options, pool="a"))
+    assert batch_store.assign_pool(batch.id, "b") == "a"
+    assert claimed(batch_store, batch.id).batch.options.pool == "a"
+    assert batch_store.list_batches()[0].batch.options.pool == "a"
+
+
+@pytest.mark.parametrize("pool", ["gpu", None])
+def test_a_batch_that_was_not_left_to_us_keeps_its_pool(batch_store: BatchStore, pool: str | None) -> None:
+    batch = stored_batch(batch_store, options=BatchOptions(pool=pool))
+    assert batch_store.assign_pool(batch.id, "other") == pool
+    assert batch_store.get(batch.id) == batch
+
+
+def test_an_ended_batch_is_not_sent_anywhere(batch_store: BatchStore) -> None:
+    batch_id = in_state(batch_store, BatchState.CANCELLED, options=BatchOptions(pool=AUTO))
+    assert batch_store.assign_pool(batch_id, "a") == AUTO
+
+
+def test_a_batch_that_does_not_exist_has_no_pool(batch_store: BatchStore) -> None:
+    with pytest.raises(NotFound):
+        batch_store.assign_pool("batch_none", "a")

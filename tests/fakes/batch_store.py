@@ -17,6 +17,7 @@ from synthgen.ports import Beat, Clock, ErrorGroup, RequestRow, SealedResult, Sh
 from synthgen.request import Rejected
 from synthgen.response import CANCELLED, EXPIRED, NEVER_RAN
 from synthgen.states import BATCH_MOVES, ENDED, UNFINISHED, BatchState, ShardState
+from synthgen.workers import AUTO
 
 _S = ShardState
 _OPEN = (_S.PENDING, _S.QUEUED, _S.RUNNING)
@@ -189,6 +190,13 @@ class FakeBatchStore:
         ended_at = now if to in ENDED else None
         record.batch = replace(batch, state=to, reason=reason, finalizing_at=finalizing_at, ended_at=ended_at)
         return record.batch
+
+    @_transaction
+    def assign_pool(self, batch_id: str, pool: str) -> str | None:
+        record = self._record(batch_id)
+        if record.batch.options.pool == AUTO and record.batch.state in UNFINISHED:
+            record.batch = replace(record.batch, options=replace(record.batch.options, pool=pool))
+        return record.batch.options.pool
 
     @_transaction
     def all_ended(self, batch_id: str) -> bool:
