@@ -34,6 +34,12 @@ _OPTIONS = (
         help="What opens the OpenAI-compatible server of --engine server.",
     ),
     click.option("--vllm-python", metavar="PATH", help="Interpreter whose environment has vLLM (default: this one)."),
+    click.option(
+        "--measure-ttft",
+        is_flag=True,
+        default=None,
+        help="Measure time to first token and between tokens (openai, vllm, server: streams inside).",
+    ),
     click.option("--input-price", type=float, metavar="USD", help="Per million prompt tokens."),
     click.option("--output-price", type=float, metavar="USD", help="Per million completion tokens."),
     click.option(
@@ -57,6 +63,7 @@ _SETTINGS = (
     "output_price",
     "gpus",
     "vllm_python",
+    "measure_ttft",
 )
 """Options that are named as the settings that they override."""
 

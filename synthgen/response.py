@@ -27,7 +27,8 @@ NEVER_RAN: Final = {
 class Reply:
     """What an engine gives for one call that succeeded: the provider's JSON on one line, and what it cost.
 
-    ``cost`` is in US dollars, None where unknown. ``revision`` names the weights where the engine knows them.
+    ``cost`` is in US dollars, None where unknown. Times to the first token and from token to token (mean) are in
+    milliseconds, None unless measured.
     """
 
     body: bytes
@@ -36,6 +37,8 @@ class Reply:
     cost: float | None = None
     status_code: int = 200
     request_id: str | None = None
+    ttft_ms: float | None = None
+    itl_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,9 @@ class Settings(BaseModel):
     gpus: str | None = Field(None, description="GPUs that the worker's engine sees, such as 0,1; default all.")
     idle_exit: float | None = Field(None, gt=0, description="A worker without work for so long ends.")
     idle_sleep: float | None = Field(None, gt=0, description="A vLLM without work for so long sleeps.")
+    measure_ttft: bool = Field(
+        default=False, description="Time to first token and between tokens, by streaming inside."
+    )
     input_price: float | None = Field(None, ge=0, description="Per million prompt tokens, where the engine knows none.")
     output_price: float | None = Field(None, ge=0, description="Per million completion tokens, likewise.")
 

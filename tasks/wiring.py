@@ -117,6 +117,8 @@ def engine_spec(settings: Settings) -> EngineSpec:
             "No engine is chosen: give --base-url URL for an OpenAI-compatible server, --engine litellm --model NAME "
             "for any provider, or --engine mock to try synthgen without a model."
         )
+    if settings.measure_ttft and kind in ("litellm", "mock"):
+        raise BadInput(f"The {kind} engine cannot measure the time to first token; leave out --measure-ttft.")
     return EngineSpec(
         kind=kind,
         model=settings.model,
@@ -132,6 +134,7 @@ def engine_spec(settings: Settings) -> EngineSpec:
         arguments=settings.engine_arguments,
         python=settings.vllm_python,
         gpus=settings.gpus,
+        measure_ttft=settings.measure_ttft,
     )
 
 

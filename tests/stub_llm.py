@@ -6,7 +6,8 @@ In a test: ``with StubLLM(latency=0.02) as stub: ... stub.url, stub.counts()``. 
 A prompt may script its own fate with a marker ``[[stub NAME=VALUE ...]]``: ``status=500,429,200`` (one for each time it
 is asked, the last one for ever after; ``drop`` closes the connection, ``broken`` sends no JSON, ``truncate`` sends half
 a reply, ``empty`` sends nothing, ``error`` an error inside a 200), ``code=NAME`` (the error's code), ``retry_after=1``
-(header of every refusal), ``latency=0.5``, ``pretty=1`` (JSON over several lines).
+(header of every refusal), ``latency=0.5``, ``pretty=1`` (JSON over several lines), ``gap=0.01`` (between the events of
+a stream).
 
 ``GET /counts``: ``{"requests": n, "answered": n, "asked": {prompt: n}, "most_at_once": n}``; ``GET /answers``:
 ``{prompt: [Unix times of its 200s]}``; ``POST /reset`` forgets.
@@ -179,6 +180,8 @@ class StubLLM:
         if fate == "drop":
             request.transport.close()
             return web.Response()
+        if body.get("stream") and fate in ("200", "truncate", "error"):
+            return await self._stream(fate, request, prompt, body)
         content = orjson.dumps(
             {"error": {"message": "Upstream failed.", "code": int(script.get("code", 502))}}
             if fate == "error"
@@ -196,6 +199,26 @@ class StubLLM:
             self.answers[prompt].append(time.time())
         headers = {"x-request-id": f"req_{sum(self.asked.values())}"}
         return web.Response(body=content, content_type="application/json", headers=headers)
+
+    async def _stream(self, fate: str, request: web.Request, prompt: str, body: dict[str, Any]) -> web.StreamResponse:
+        """The same reply as server-sent events, word by word with ``gap`` seconds between them."""
+        headers = {"x-request-id": f"req_{sum(self.asked.values())}", "Content-Type": "text/event-stream"}
+        reply = web.StreamResponse(headers=headers)
+        await reply.prepare(request)
+        events = chunks_of(reply_to(request.path, body, prompt))
+        if fate == "truncate":
+            events = events[:2]
+        if fate == "error":
+            events = [events[0], {"error": {"message": "Upstream failed.", "code": 502}}]
+        gap = float(_script(prompt).get("gap", 0))
+        for event in events:
+            await reply.write(b"data: " + orjson.dumps(event) + b"\n\n")
+            await asyncio.sleep(gap)
+        if fate != "truncate":
+            await reply.write(b"data: [DONE]\n\n")
+        if fate == "200":
+            self.answers[prompt].append(time.time())
+        return reply
 
     def _fate(self, script: dict[str, str], prompt: str) -> str:
         number = self.asked[prompt]
@@ -244,6 +267,25 @@ def reply_to(path: str, body: dict[str, Any], prompt: str) -> dict[str, Any]:
     kind = "chat.completion" if chat else "text_completion"
     choices = [{"index": 0, "finish_reason": "stop", **said_by}]
     return {"id": "cmpl-1", "object": kind, "created": 1, "model": model, "choices": choices, "usage": usage}
+
+
+def chunks_of(reply: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a server streams instead of ``reply``: the role, each choice's words one by one, its end, then the usage."""
+    common = {name: value for name, value in reply.items() if name not in ("choices", "usage")}
+    chat = reply["object"] == "chat.completion"
+    if chat:
+        common["object"] = "chat.completion.chunk"
+    events: list[dict[str, Any]] = []
+    for choice in reply["choices"]:
+        index = choice["index"]
+        words = re.findall(r"\S+\s*", choice["message"]["content"] if chat else choice["text"])
+        said: list[dict[str, Any]] = [{"delta": {"content": word}} if chat else {"text": word} for word in words]
+        if chat:
+            said.insert(0, {"delta": {"role": "assistant", "content": ""}})
+        last = {"delta": {}} if chat else {"text": ""}
+        events += [{**common, "choices": [{"index": index, "finish_reason": None, **piece}]} for piece in said]
+        events.append({**common, "choices": [{"index": index, "finish_reason": choice["finish_reason"], **last}]})
+    return [*events, {**common, "choices": [], "usage": reply["usage"]}]
 
 
 def _script(prompt: str) -> dict[str, str]:

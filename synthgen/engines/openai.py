@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 from urllib.request import getproxies, proxy_bypass
 
@@ -17,6 +18,7 @@ from yarl import URL
 
 from synthgen.engines.base import EngineSpec, Unmanaged
 from synthgen.engines.refusals import Refusal, classify, status_within
+from synthgen.engines.streaming import BrokenStream, StreamedError, StreamedReply, as_streaming, can_stream
 from synthgen.errors import BadInput, EngineError, FatalError, RetryableError, Unreachable
 from synthgen.request import INPUT_FIELD, Request
 from synthgen.response import TIMED_OUT, Reply, usage_of
@@ -63,9 +65,11 @@ class OpenAIEngine(Unmanaged):
         )
 
     async def generate(self, request: Request) -> Reply:
-        content = orjson.dumps(self._with_model(request.body))
         session = self._session
         assert session is not None, "start() comes first"
+        if self._spec.measure_ttft and can_stream(request):
+            return await self._generate_streaming(session, request)
+        content = orjson.dumps(self._with_model(request.body))
         try:
             reply = await session.post(self._urls[request.url], data=content, allow_redirects=False, proxy=self._proxy)
             body = await reply.read()
@@ -74,6 +78,30 @@ class OpenAIEngine(Unmanaged):
         if reply.status != 200:
             raise self._refused(reply.status, body, request, reply.headers)
         return self._reply(body, request, reply.headers)
+
+    async def _generate_streaming(self, session: aiohttp.ClientSession, request: Request) -> Reply:
+        """The same reply in pieces, with the times of its tokens."""
+        content = orjson.dumps(as_streaming(self._with_model(request.body)))
+        stream = StreamedReply(request.url, sent=time.perf_counter())
+        try:
+            reply = await session.post(self._urls[request.url], data=content, allow_redirects=False, proxy=self._proxy)
+            if reply.status != 200 or reply.content_type != "text/event-stream":
+                body = await reply.read()
+                if reply.status != 200:
+                    raise self._refused(reply.status, body, request, reply.headers)
+                return self._reply(body, request, reply.headers)  # it does not stream this, and so nothing is measured
+            async with reply:  # a stream that is left early is closed, not read to its end
+                async for data in reply.content.iter_any():
+                    stream.feed(data, time.perf_counter())
+            value = stream.body()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._transport_error(error) from error
+        except BrokenStream as error:
+            raise self._bad_reply(str(error)) from error
+        except StreamedError as error:
+            raise self._error_within(error.error, error.chunk, request, reply.headers) from error
+        whole = self._counted(orjson.dumps(value), value, reply.headers)
+        return replace(whole, ttft_ms=stream.ttft_ms(), itl_ms=stream.itl_ms(whole.completion_tokens))
 
     async def health(self) -> None:
         """GET /models: whoever answers lives, unless the key is wrong. Many servers know no such path."""
@@ -107,17 +135,24 @@ class OpenAIEngine(Unmanaged):
         if not isinstance(value, dict):
             raise self._bad_reply("not a JSON object")
         if error := value.get("error"):
-            if status := status_within(error):
-                raise self._refused(status, body, request, headers)
-            raise self._bad_reply(f"an error: {_clipped(error)}")
+            raise self._error_within(error, body, request, headers)
+        return self._counted(one_line(body, value), value, headers)
+
+    def _counted(self, body: bytes, value: Mapping[str, Any], headers: Mapping[str, str]) -> Reply:
         prompt_tokens, completion_tokens = usage_of(value)
         return Reply(
-            one_line(body, value),
+            body,
             prompt_tokens,
             completion_tokens,
             self._spec.cost(prompt_tokens, completion_tokens),
             request_id=headers.get("x-request-id"),
         )
+
+    def _error_within(self, error: object, body: bytes, request: Request, headers: Mapping[str, str]) -> EngineError:
+        """An error that comes under HTTP 200 counts as the status that it names."""
+        if status := status_within(error):
+            return self._refused(status, body, request, headers)
+        return self._bad_reply(f"an error: {_clipped(error)}")
 
     def _bad_reply(self, what: str) -> RetryableError:
         return RetryableError(f"{self._shown} answered HTTP 200, but the body is {what}.", code="bad_reply")
