@@ -25,7 +25,7 @@ _ZSTD_LEVEL: Final = 3
 _LOOKUP: Final = """
 select e.* from unnest(%(keys)b::bytea[]) as wanted(key) cross join lateral (
     select key, namespace, model, body, prompt_tokens, completion_tokens, cost,
-           origin, attempts, latency_ms, status_code, request_id
+           origin, attempts, latency_ms, status_code, request_id, engine, ttft_ms, itl_ms
     from cache_entries
     where cache_entries.key = wanted.key
       and (expires_at is null or expires_at > now())
@@ -38,23 +38,23 @@ select e.* from unnest(%(keys)b::bytea[]) as wanted(key) cross join lateral (
 _PUT: Final = """
 insert into cache_entries (
     key, body, size, created_at, expires_at, namespace, model, prompt_tokens, completion_tokens, cost,
-    origin, attempts, latency_ms, status_code, request_id)
+    origin, attempts, latency_ms, status_code, request_id, engine, ttft_ms, itl_ms)
 select key, body, length(body), now(), now() + ttl * interval '1 second', namespace, model, prompt_tokens,
-    completion_tokens, cost, origin, attempts, latency_ms, status_code, request_id
+    completion_tokens, cost, origin, attempts, latency_ms, status_code, request_id, engine, ttft_ms, itl_ms
 from rows from (
     unnest(%(keys)b::bytea[], %(bodies)b::bytea[]),
     json_to_recordset(convert_from(%(rest)b, 'UTF8')::json) as (
         namespace text, model text, ttl bigint, prompt_tokens integer, completion_tokens integer,
         cost double precision, origin bigint, attempts integer, latency_ms integer, status_code integer,
-        request_id text)
+        request_id text, engine text, ttft_ms double precision, itl_ms double precision)
 ) as entry(key, body, namespace, model, ttl, prompt_tokens, completion_tokens, cost,
-           origin, attempts, latency_ms, status_code, request_id)
+           origin, attempts, latency_ms, status_code, request_id, engine, ttft_ms, itl_ms)
 on conflict (key) do update set
     body = excluded.body, size = excluded.size, created_at = excluded.created_at, expires_at = excluded.expires_at,
     namespace = excluded.namespace, model = excluded.model, prompt_tokens = excluded.prompt_tokens,
     completion_tokens = excluded.completion_tokens, cost = excluded.cost, origin = excluded.origin,
     attempts = excluded.attempts, latency_ms = excluded.latency_ms, status_code = excluded.status_code,
-    request_id = excluded.request_id
+    request_id = excluded.request_id, engine = excluded.engine, ttft_ms = excluded.ttft_ms, itl_ms = excluded.itl_ms
 where cache_entries.expires_at <= now() or cache_entries.created_at < %(replace_before)s::timestamptz
 """
 
@@ -96,6 +96,9 @@ class PostgresResponseCache:
                 latency_ms=latency_ms,
                 status_code=status_code,
                 request_id=request_id,
+                engine=engine,
+                ttft_ms=ttft_ms,
+                itl_ms=itl_ms,
             )
             for (
                 key,
@@ -110,6 +113,9 @@ class PostgresResponseCache:
                 latency_ms,
                 status_code,
                 request_id,
+                engine,
+                ttft_ms,
+                itl_ms,
             ) in rows
         }
 
@@ -207,6 +213,9 @@ def _put_values(entries: Iterable[CacheEntry]) -> dict[str, Any]:
             "latency_ms": entry.latency_ms,
             "status_code": entry.status_code,
             "request_id": None if entry.request_id is None else storable(entry.request_id),
+            "engine": storable(entry.engine),
+            "ttft_ms": entry.ttft_ms,
+            "itl_ms": entry.itl_ms,
         }
         for entry in ordered
     ]

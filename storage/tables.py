@@ -193,6 +193,9 @@ cache_entries = sa.Table(
     sa.Column("namespace", sa.Text, nullable=False),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("request_id", sa.Text),
+    sa.Column("engine", sa.Text, nullable=False, server_default=""),
+    sa.Column("ttft_ms", sa.Double),
+    sa.Column("itl_ms", sa.Double),
     sa.Column("body", sa.LargeBinary, nullable=False),  # zstd; the migration tells PostgreSQL not to compress it again
     sa.PrimaryKeyConstraint("key", name="cache_entries_pkey"),
     sa.CheckConstraint("length(key) = 32", name="cache_entries_key"),

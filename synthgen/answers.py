@@ -13,7 +13,7 @@ from hashlib import blake2b
 from synthgen.batch import SHARED, Attempt, CacheMode, Counts, EngineIdentity
 from synthgen.errors import SynthgenError
 from synthgen.ports import CacheEntry, RequestRow, Services
-from synthgen.request import Request, cache_key, cache_scope, parse_line
+from synthgen.request import Request, cache_key, cache_scope, parameters_of, parse_line
 from synthgen.response import Response, output_line, read_output_line
 from synthgen.sharding import split_lines
 
@@ -172,9 +172,9 @@ class Answers:
     def results(self) -> tuple[list[RequestRow], bytes]:
         """The output lines in input order as one object, and a row for each that says where it is."""
         rows, lines, offset = [], [], 0
-        for number in self.requests:
+        for number, request in self.requests.items():
             response = self.responses[number]
-            line = output_line(self._batch.id, response)
+            line = output_line(self._batch.id, response, parameters_of(request.body))
             rows.append(_row(response, offset, len(line)))
             lines.append(line)
             offset += len(line)
@@ -202,9 +202,11 @@ class Answers:
             cached=not own,
             attempts=entry.attempts if own else 0,
             latency_ms=entry.latency_ms if own else 0,
-            engine=self._identity.name if self._identity else "",
+            engine=entry.engine,
             model=entry.model,
             request_id=entry.request_id,
+            ttft_ms=entry.ttft_ms if own else None,
+            itl_ms=entry.itl_ms if own else None,
         )
 
     def _to_entry(self, response: Response) -> CacheEntry:
@@ -223,6 +225,9 @@ class Answers:
             latency_ms=response.latency_ms,
             status_code=response.status_code or 200,
             request_id=response.request_id,
+            engine=response.engine,
+            ttft_ms=response.ttft_ms,
+            itl_ms=response.itl_ms,
         )
 
 

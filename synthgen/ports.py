@@ -244,6 +244,10 @@ class CacheEntry:
     latency_ms: int = 0
     status_code: int = 200
     request_id: str | None = None
+    engine: str = ""
+    """Which software with which weights made it (``response.engine_label``)."""
+    ttft_ms: float | None = None
+    itl_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ KEY_VERSION: Final = b"synthgen-1"
 """Part of every key: raised when the canonical form changes, so that old entries are never mistaken for new ones."""
 
 _CANNOT_CHANGE_THE_ANSWER: Final = ("stream", "user", "metadata")
+_NO_PARAMETERS: Final = frozenset({*INPUT_FIELD.values(), "instructions", "model", *_CANNOT_CHANGE_THE_ANSWER})
 _INTEGRAL_FLOAT_ENDS: Final = (b".0,", b".0}", b".0]")
 """How orjson writes an integral float below 2**53; three searches for bytes cost a tenth of one regular expression."""
 _BOM: Final = b"\xef\xbb\xbf"
@@ -108,6 +109,11 @@ def base_key(url: str, body: Mapping[str, Any]) -> bytes:
     if any(end in canonical for end in _INTEGRAL_FLOAT_ENDS):
         canonical = _dump(_normalise(content), option=orjson.OPT_SORT_KEYS)
     return blake2b(KEY_VERSION + url.encode() + b"\0" + canonical, digest_size=32).digest()
+
+
+def parameters_of(body: Mapping[str, Any]) -> dict[str, Any]:
+    """How the answer is to be made: what the body says besides the model and the prompt itself."""
+    return {name: value for name, value in body.items() if name not in _NO_PARAMETERS}
 
 
 def cache_key(base: bytes, *, scope: bytes, occurrence: int = 1) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
@@ -46,7 +47,8 @@ class Response:
     """The outcome of one request. ``error_code`` is None for a success, and for nothing else.
 
     ``body`` is the provider's JSON, kept for refusals too; ``status_code`` is None when there was no reply.
-    ``cost`` is money paid now; for a cached response it is what was saved.
+    ``cost`` is money paid now; for a cached response it is what was saved. Times to the first token and from token to
+    token (mean) are in milliseconds, None unless measured for this very batch.
     """
 
     line: int
@@ -60,14 +62,30 @@ class Response:
     attempts: int = 1
     latency_ms: int = 0
     engine: str = ""
+    """Which software with which weights, as ``engine_label`` writes it."""
     model: str = ""
     request_id: str | None = None
     error_code: str | None = None
     error_message: str | None = None
+    ttft_ms: float | None = None
+    itl_ms: float | None = None
 
     @property
     def succeeded(self) -> bool:
         return self.error_code is None
+
+
+def engine_label(name: str, version: str | None, revision: str | None) -> str:
+    """Who answers, in one short text: ``vllm/0.12.0@<commit of the weights>``, less what is not known."""
+    return name + (f"/{version}" if version else "") + (f"@{revision}" if revision else "")
+
+
+@lru_cache(maxsize=64)
+def _of_label(label: str) -> tuple[str, str | None, str | None]:
+    """Name, version and revision; a few labels stand in millions of lines."""
+    made_by, _, revision = label.partition("@")
+    name, _, version = made_by.partition("/")
+    return name, version or None, revision or None
 
 
 def usage_of(body: Mapping[str, Any]) -> tuple[int, int]:
@@ -85,12 +103,13 @@ def never_ran(line: int, custom_id: str, code: str) -> Response:
     return Response(line, custom_id, None, None, attempts=0, error_code=code, error_message=NEVER_RAN[code])
 
 
-def output_line(batch_id: str, response: Response) -> bytes:
-    """The response as one line of the results, with its newline.
+def output_line(batch_id: str, response: Response, parameters: Mapping[str, Any] | None = None) -> bytes:
+    """The response as one line of the results, with its newline; ``parameters`` are those of its request.
 
     A refusal by the provider keeps its HTTP status and body and has ``error: null``, as OpenAI does it; without a
     reply ``response`` is null and ``error`` says why.
     """
+    engine, engine_version, revision = _of_label(response.engine)
     line: dict[str, Any] = {
         "id": f"batch_req_{batch_id.removeprefix('batch_')}_{response.line}",
         "custom_id": response.custom_id,
@@ -102,10 +121,18 @@ def output_line(batch_id: str, response: Response) -> bytes:
             "attempts": response.attempts,
             "latency_ms": response.latency_ms,
             "cost": response.cost,
-            "engine": response.engine,
+            "engine": engine,
+            "engine_version": engine_version,
             "model": response.model,
+            "revision": revision,
         },
     }
+    if parameters is not None:  # written by itself: a body may be nested as deeply as can be written at all
+        line["synthgen"]["parameters"] = orjson.Fragment(orjson.dumps(parameters))
+    if response.ttft_ms is not None:
+        line["synthgen"]["ttft_ms"] = response.ttft_ms
+    if response.itl_ms is not None:
+        line["synthgen"]["itl_ms"] = response.itl_ms
     if response.error_code is not None:
         line["synthgen"] |= {"error_code": response.error_code, "error_message": response.error_message}
     if response.body is not None and response.status_code is not None:
@@ -137,9 +164,11 @@ def read_output_line(line: bytes) -> Response:
         cached=ours["cached"],
         attempts=ours["attempts"],
         latency_ms=ours["latency_ms"],
-        engine=ours["engine"],
+        engine=engine_label(ours["engine"], ours.get("engine_version"), ours.get("revision")),
         model=ours["model"],
         request_id=reply.get("request_id") or None,
         error_code=ours.get("error_code") or error.get("code"),
         error_message=ours.get("error_message") or error.get("message"),
+        ttft_ms=ours.get("ttft_ms"),
+        itl_ms=ours.get("itl_ms"),
     )

@@ -129,6 +129,9 @@ def some_entry(seed: object, **changes: Any) -> CacheEntry:
         "latency_ms": 120,
         "status_code": 200,
         "request_id": "req-1",
+        "engine": "vllm/0.32.0@9f3c1b",
+        "ttft_ms": 81.5,
+        "itl_ms": 12.25,
     }
     return CacheEntry(**values | changes)
 

@@ -30,7 +30,7 @@ from synthgen.errors import (
     Unreachable,
 )
 from synthgen.request import Request
-from synthgen.response import Reply, Response
+from synthgen.response import Reply, Response, engine_label
 from synthgen.retry import RetryPolicy, backoff
 
 __all__ = ["Asking", "Lane"]
@@ -73,9 +73,12 @@ class Lane:
         self.in_flight = in_flight or engine.in_flight
         """Known for good once it is started: some engines are asked what is good for them."""
         self._wanted_in_flight = in_flight
+        self._made_by = engine.name
+        """What its responses say of their making; all is known once it is started."""
         self.gone: str | None = None
         """Why the engine will never serve again in this process, once that is so."""
-        self._engine = engine
+        self.engine = engine
+        """For what it says of itself: its models, its version, whether it is ready."""
         self._policy = policy
         self._rng = rng
         self._loop = make_loop()
@@ -90,6 +93,7 @@ class Lane:
         self._suspects = Suspects()
         self._replies = 0
         self._successes = 0
+        self._tokens = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._forget()
 
@@ -99,19 +103,39 @@ class Lane:
         """Start the thread and the engine. Raises FatalError when the engine cannot work."""
         self._thread.start()
         try:
-            self._call(self._engine.start())
+            self._call(self.engine.start())
         except BaseException:
             self._stop_loop()
             raise
-        self.in_flight = self._wanted_in_flight or self._engine.in_flight
+        self.in_flight = self._wanted_in_flight or self.engine.in_flight
+        self._made_by = engine_label(self.name, self.engine.version, self.engine.revision)
 
     def health(self) -> None:
         """Raises Unreachable or FatalError when the engine could not serve now."""
-        self._call(self._engine.health())
+        try:
+            self._call(self.engine.health())
+        except EngineGone as error:
+            self.gone = error.message
+            raise
+
+    @property
+    def outstanding(self) -> int:
+        """Requests in flight now."""
+        return self._sent
+
+    @property
+    def answered(self) -> int:
+        """Requests that the engine has answered since it was started."""
+        return self._successes
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and completion tokens of all these answers."""
+        return self._tokens
 
     def sleep(self) -> None:
         """Tell the engine that nobody has asked for a while; it wakes with the next request."""
-        self._call(self._engine.sleep())
+        self._call(self.engine.sleep())
 
     def ask(self, requests: Sequence[Request]) -> Asking:
         """Queue ``requests``; returns at once. Raises RuntimeError when the lane is closed."""
@@ -199,7 +223,7 @@ class Lane:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_CANCEL_PATIENCE)
-        await self._engine.close()
+        await self.engine.close()
 
     # ---- the loop's thread: sending
 
@@ -259,7 +283,7 @@ class Lane:
 
     async def _try(self, request: Request) -> Reply | EngineError:
         try:
-            return await self._engine.generate(request)
+            return await self.engine.generate(request)
         except EngineError as error:
             return error
         except Exception as error:
@@ -279,8 +303,9 @@ class Lane:
         if isinstance(outcome, Reply):
             self._note_reply()
             self._successes += 1
+            self._tokens += outcome.prompt_tokens + outcome.completion_tokens
             self._given_up = self._limited = 0
-            job.asking.deliver(_success(job, outcome, latency_ms, self.name))
+            job.asking.deliver(_success(job, outcome, latency_ms, self._made_by))
             return
         if outcome.status_code is not None:
             self._note_reply()
@@ -288,7 +313,7 @@ class Lane:
             case FatalError():
                 self._stop_for(job, outcome)
             case PermanentError():
-                job.asking.deliver(_failure(job, outcome, latency_ms, self.name))
+                job.asking.deliver(_failure(job, outcome, latency_ms, self._made_by))
             case RateLimited():
                 self._again(job, outcome, latency_ms, self._pause(outcome.retry_after))
             case EngineLost():
@@ -304,7 +329,7 @@ class Lane:
         """All are back after a death of the engine, or after a part of the suspects came through."""
         for job in self._suspects.judge():
             message = f"The engine died {job.deaths} times with this request in flight, at last with no other."
-            job.asking.deliver(_failure(job, EngineLost(message), 0, self.name))
+            job.asking.deliver(_failure(job, EngineLost(message), 0, self._made_by))
             self._retire(job.asking)
         self._fill()
 
@@ -400,7 +425,7 @@ class Lane:
             message = f"{message}. Check the engine, then resume. The last error: {error.message}"
             self._stop_for(job, FatalError(message, code="engine_failing"))
         else:
-            asking.deliver(_failure(job, error, latency_ms, self.name))
+            asking.deliver(_failure(job, error, latency_ms, self._made_by))
 
 
 def _success(job: Job, reply: Reply, latency_ms: int, engine: str) -> Response:
@@ -418,6 +443,8 @@ def _success(job: Job, reply: Reply, latency_ms: int, engine: str) -> Response:
         engine=engine,
         model=request.body.get("model", ""),
         request_id=reply.request_id,
+        ttft_ms=reply.ttft_ms,
+        itl_ms=reply.itl_ms,
     )
 
 

@@ -14,7 +14,7 @@ from tests.examples import some_entry, some_key
 
 def test_an_answer_comes_back_as_it_was_stored(response_cache: ResponseCache) -> None:
     body = '{"text":"ü 漢字 \\u0000 👍"}'.encode()
-    entries = [some_entry(1, body=body), some_entry(2, cost=None, request_id=None, origin=0)]
+    entries = [some_entry(1, body=body), some_entry(2, cost=None, request_id=None, origin=0, engine="", ttft_ms=None)]
     response_cache.put(entries)
     found = response_cache.lookup([some_key(n) for n in (1, 2, 3)])
     assert found == {entry.key: entry for entry in entries}
@@ -45,8 +45,9 @@ def test_an_answer_is_gone_when_its_time_is_over_and_may_then_be_replaced(
     response_cache.put([some_entry(1, ttl=10), some_entry(2, ttl=100), some_entry(3)])
     later(11)
     assert set(response_cache.lookup([some_key(n) for n in (1, 2, 3)])) == {some_key(2), some_key(3)}
-    response_cache.put([some_entry(1, body=b"anew", model="other")])
-    assert response_cache.lookup([some_key(1)])[some_key(1)] == some_entry(1, body=b"anew", model="other")
+    anew = some_entry(1, body=b"anew", model="other", engine="vllm/0.33.0", ttft_ms=7.5, itl_ms=None)
+    response_cache.put([anew])
+    assert response_cache.lookup([some_key(1)])[some_key(1)] == anew
 
 
 def test_a_refresh_sees_and_keeps_only_what_is_newer_than_its_beginning(

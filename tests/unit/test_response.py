@@ -16,6 +16,7 @@ from synthgen.response import (
     NEVER_RAN,
     TIMED_OUT,
     Response,
+    engine_label,
     never_ran,
     output_line,
     read_output_line,
@@ -35,7 +36,7 @@ SUCCESS = Response(
     cost=0.25,
     attempts=2,
     latency_ms=120,
-    engine="openai",
+    engine="vllm/0.32.0@9f3c1b",
     model="qwen3-8b",
     request_id="req_55",
 )
@@ -75,10 +76,40 @@ def test_a_success_has_openais_shape_and_one_object_of_our_own() -> None:
             "attempts": 2,
             "latency_ms": 120,
             "cost": 0.25,
-            "engine": "openai",
+            "engine": "vllm",
+            "engine_version": "0.32.0",
             "model": "qwen3-8b",
+            "revision": "9f3c1b",
         },
     }
+
+
+def test_a_line_says_with_which_parameters_and_how_fast_it_was_made() -> None:
+    measured = replace(SUCCESS, ttft_ms=81.5, itl_ms=12.25)
+    ours = orjson.loads(output_line("batch_9f", measured, {"temperature": 0.5, "seed": 7}))["synthgen"]
+    assert (ours["parameters"], ours["ttft_ms"], ours["itl_ms"]) == ({"temperature": 0.5, "seed": 7}, 81.5, 12.25)
+
+
+def test_what_is_not_known_of_the_engine_is_null() -> None:
+    ours = written(replace(SUCCESS, engine="openai"))["synthgen"]
+    assert (ours["engine"], ours["engine_version"], ours["revision"]) == ("openai", None, None)
+
+
+def test_parameters_nested_as_deeply_as_a_request_may_be_can_still_be_written() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(250):
+        deep = {"a": deep}
+    assert orjson.loads(output_line("batch_9f", SUCCESS, deep))["synthgen"]["parameters"] == deep
+
+
+@pytest.mark.parametrize(
+    ("version", "revision", "label"),
+    [(None, None, "mock"), ("0.32.0", "", "mock/0.32.0"), (None, "ab", "mock@ab"), ("1", "ab", "mock/1@ab")],
+)
+def test_a_label_of_an_engine_leaves_out_what_is_not_known(
+    version: str | None, revision: str | None, label: str
+) -> None:
+    assert engine_label("mock", version, revision) == label
 
 
 def test_the_providers_bytes_are_passed_on_as_they_came() -> None:
@@ -124,6 +155,9 @@ def test_a_failure_despite_status_200_has_an_error_so_that_no_reader_takes_it_fo
         SUCCESS,
         replace(SUCCESS, cached=True, attempts=0, latency_ms=0),
         replace(SUCCESS, cost=None, request_id=None),
+        replace(SUCCESS, engine="openai"),
+        replace(SUCCESS, engine="openai@main", ttft_ms=81.5),
+        replace(SUCCESS, engine="openai/1.0", ttft_ms=81.5, itl_ms=12.25),
         REFUSED,
         replace(REFUSED, body=b"null", error_code="http_500", status_code=500),
         TIMEOUT,
