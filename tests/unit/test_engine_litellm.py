@@ -133,7 +133,8 @@ def test_the_provider_needs_no_import() -> None:
 def test_making_any_engine_does_not_import_litellm() -> None:
     script = (
         "import sys; from synthgen.engines.registry import ENGINES, make_engine; "
-        "from synthgen.engines.base import EngineSpec; [make_engine(EngineSpec(kind, model='m', command=('serve', '{port}'))) for kind in ENGINES]; "
+        "from synthgen.engines.base import EngineSpec; "
+        "[make_engine(EngineSpec(kind, model='m', command=('serve', '{port}'))) for kind in ENGINES]; "
         "sys.exit('litellm' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
