@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 import orjson
 
@@ -45,18 +48,27 @@ def _asked(shown: ShownRequest) -> object:
     return {"custom_id": request.custom_id, "url": request.url, "body": request.body}
 
 
+def _maker(ours: Mapping[str, Any]) -> str:
+    engine = " ".join(part for part in (ours["engine"], ours.get("engine_version")) if part)
+    revision = f" at {ours['revision']}" if ours.get("revision") else ""
+    return f"{engine or '-'}, model {ours['model'] or '-'}{revision}"
+
+
+def _token_times(ours: Mapping[str, Any]) -> str:
+    """Nothing, unless they were measured."""
+    first = f", {ours['ttft_ms']:,} ms to the first token" if "ttft_ms" in ours else ""
+    return first + (f", {ours['itl_ms']:,} ms from each to the next" if "itl_ms" in ours else "")
+
+
 def _print(shown: ShownRequest) -> None:
     row, ours = shown.stored.row, shown.output_line["synthgen"]
     pairs = [
         ("line", str(row.line)),
         ("custom_id", row.custom_id),
         ("outcome", "succeeded" if row.succeeded else f"failed: {row.error_code}: {row.error_message}"),
-        (
-            "answered by",
-            f"{ours['engine'] or '-'}, model {ours['model'] or '-'}" + (", from the cache" if row.cached else ""),
-        ),
+        ("answered by", _maker(ours) + (", from the cache" if row.cached else "")),
         ("attempts", str(row.attempts)),
-        ("latency", f"{row.latency_ms:,} ms"),
+        ("latency", f"{row.latency_ms:,} ms" + _token_times(ours)),
         ("tokens", f"{row.prompt_tokens:,} in, {row.completion_tokens:,} out"),
         ("cost", "unknown" if row.cost is None else f"${row.cost:.6f}"),
         ("HTTP status", "none" if row.status_code is None else str(row.status_code)),

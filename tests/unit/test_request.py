@@ -22,6 +22,7 @@ from synthgen.request import (
     base_key,
     cache_key,
     cache_scope,
+    parameters_of,
     parse_line,
     template,
 )
@@ -421,3 +422,12 @@ def test_temperature_zero_or_a_seed_makes_a_request_deterministic(body: dict[str
 
 def test_embeddings_are_always_deterministic() -> None:
     assert parsed({"input": "hi"}, LineRules(endpoint=EMBEDDINGS)).deterministic
+
+
+@pytest.mark.parametrize("url", INPUT_FIELD)
+def test_parameters_are_what_a_body_says_besides_model_prompt_and_what_changes_nothing(url: str) -> None:
+    wanted = {"temperature": 0.5, "tools": [{"type": "function"}], "min_p": 0.1}
+    body = {"model": "m", **CONTENT[url], "user": "u", "metadata": {"a": "b"}, "stream": False, **wanted}
+    request = parsed(batch_line(url, body=body))
+    assert parameters_of(request.body) == wanted
+    assert request.body["model"] == "m"
