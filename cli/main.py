@@ -37,6 +37,11 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "retry": "Run failed rows again; the others stay as they are.",
         "rm": "Remove ended batches with their files.",
     },
+    "Look at workers": {
+        "workers": "List workers: pool, model, state, speed.",
+        "pools": "List pools: their workers and their work.",
+        "models": "List models: who serves them, what waits for them.",
+    },
     "Look after synthgen": {
         "cache": "See or purge stored responses.",
         "db": "Upgrade, inspect or stop the database.",

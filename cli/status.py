@@ -9,6 +9,10 @@ from cli.connection import batch_argument, json_option, services_in_force
 from cli.console import put_json, put_pairs
 from cli.progress import elapsed_of, error_lines, facts
 from synthgen.batch import Progress
+from synthgen.routing import waiting_for
+from synthgen.workers import AUTO
+
+_POOLS = {None: "none: worked on by 'synthgen run'", AUTO: "the one that serves its model"}
 
 
 @click.command()
@@ -18,11 +22,13 @@ def command(reference: str, *, as_json: bool) -> None:
     """Show how far a batch is."""
     with services_in_force() as services:
         progress = services.store.progress(services.store.resolve(reference).id)
+        missing = waiting_for(services, progress.batch)
         if as_json:
-            put_json(progress.as_dict())
+            put_json(progress.as_dict() | {"waiting_for": missing})
             return
         groups = services.store.error_groups(progress.batch.id) if progress.counts.failed else []
-    put_pairs([*_head(progress), *facts(progress), *_tail(progress), *error_lines(groups)])
+    waiting = [("waiting", missing)] if missing else []
+    put_pairs([*_head(progress), *waiting, *facts(progress), *_tail(progress), *error_lines(groups)])
 
 
 def _head(progress: Progress) -> list[tuple[str, str]]:
@@ -40,7 +46,7 @@ def _tail(progress: Progress) -> list[tuple[str, str]]:
     pairs = [
         ("now", f"{q.count(progress.running)} running, {q.count(progress.pending)} pending"),
         ("shards", shards),
-        ("pool", batch.options.pool or "none: worked on by 'synthgen run'"),
+        ("pool", _POOLS.get(batch.options.pool, batch.options.pool or "")),
         ("created", q.moment(batch.created_at)),
         ("started", q.moment(batch.started_at)),
         ("ended", q.moment(batch.ended_at)),

@@ -8,6 +8,7 @@ from cli.progress import elapsed_of, follow
 from cli.summary import summarise
 from synthgen.batch import Batch, Progress
 from synthgen.ports import Services
+from synthgen.routing import waiting_for
 from synthgen.states import ENDED, BatchState
 
 
@@ -15,6 +16,8 @@ def wait_for(services: Services, batch: Batch) -> int:
     """The exit code that fits the batch's end. Raises NotFinished when it is paused, Interrupted by Ctrl-C."""
     if batch.options.pool is None and batch.state not in ENDED:
         say("Only a 'synthgen run' command works on this batch; if none runs now, run it again.")
+    elif missing := waiting_for(services, batch):
+        say(missing, style="yellow")
     try:
         progress = follow(services, batch.id, goes_on=_moves)
     except KeyboardInterrupt:

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from celery.platforms import EX_FAILURE
 from celery.worker import state
 
-from synthgen.errors import SynthgenError
+from synthgen.errors import BadSetting, SynthgenError
 from synthgen.ports import Services
 from synthgen.run_shard import Worker
 from synthgen.settings import Settings, load_settings
 from synthgen.upkeep import run_upkeep
-from tasks.wiring import connect, engine_spec, open_worker
+from synthgen.workers import AUTO
+from tasks.registrar import Registrar, beat_interval, registered
+from tasks.wiring import connect, engine_spec, make_lane, open_worker
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ class Process:
     settings: Settings
     services: Services
     worker: Worker
+    registrar: Registrar
     stack: ExitStack
 
 
@@ -47,21 +50,41 @@ def start(*, concurrency: int) -> None:
     """Open everything that ``concurrency`` shard threads need. Raises SynthgenError with one sentence."""
     global _current  # noqa: PLW0603 - the module's docstring says why
     settings = load_settings()
+    if settings.pool == AUTO:
+        raise BadSetting(f"A worker cannot be of pool '{AUTO}': that is where batches wait that name none.")
+    spec = engine_spec(settings)
     with ExitStack() as stack:
         services = stack.enter_context(
-            connect(settings, patience=settings.database_patience, connections=concurrency + 3)
+            connect(settings, patience=settings.database_patience, connections=concurrency + 4)
         )
-        worker = stack.enter_context(open_worker(services, settings, engine_spec(settings)))
+        lane = make_lane(settings, spec)
+        registrar = Registrar(
+            services.registry,
+            lane,
+            worker_id=services.owner,
+            pool=settings.pool,
+            every=beat_interval(settings.lease),
+            on_gone=leave,
+        )
+        stack.enter_context(registered(registrar))
+        registrar.warm()
+        worker = stack.enter_context(open_worker(services, settings, spec, lane=lane))
         threading.Thread(
             target=_keep_up, args=(services, settings, worker.stopping), name="synthgen-upkeep", daemon=True
         ).start()
-        _current = Process(settings, services, worker, stack.pop_all())
+        _current = Process(settings, services, worker, registrar, stack.pop_all())
+
+
+def serve() -> None:
+    """Celery takes messages from now on."""
+    current().registrar.serve()
 
 
 def drain() -> None:
     """Take no further shard; those that run give requests in flight their grace and are handed back."""
     if _current is not None:
         _current.worker.stopping.set()
+        _current.registrar.drain()
 
 
 def leave(reason: str) -> None:

@@ -8,18 +8,22 @@ from __future__ import annotations
 import logging
 
 from synthgen.errors import NotFound, ServiceUnavailable, SynthgenError
-from synthgen.run_shard import run_shard
+from synthgen.run_shard import Worker, run_shard
 from synthgen.upkeep import run_upkeep
 from tasks import process
 from tasks.app import app
 
 logger = logging.getLogger(__name__)
 
+_LOOK = 0.2
+"""Seconds between two looks at an engine that is not ready."""
+
 
 @app.task(name="synthgen.run_shard")  # type: ignore[untyped-decorator]
 def run_shard_task(batch_id: str, number: int) -> None:
     """Shard ``number`` of the batch may be ready; if it is not, somebody else has it."""
     here = process.current()
+    _wait_for_engine(here.worker)
     try:
         if here.worker.stopping.is_set():  # the message is acknowledged already; another worker needs one
             here.services.dispatcher.send(here.settings.pool, batch_id, [number])
@@ -33,6 +37,12 @@ def run_shard_task(batch_id: str, number: int) -> None:
         logger.error("shard not run: shard=%s/%d: %s", batch_id, number, error)
     if here.worker.lane.gone:
         process.leave(here.worker.lane.gone)
+
+
+def _wait_for_engine(worker: Worker) -> None:
+    """While it is started again the shard is left unclaimed, for others to take."""
+    while not worker.lane.engine.ready and not worker.stopping.is_set():
+        worker.stopping.wait(_LOOK)
 
 
 @app.task(name="synthgen.upkeep")  # type: ignore[untyped-decorator]

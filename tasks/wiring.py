@@ -93,11 +93,21 @@ def open_database(settings: Settings, *, patience: float, connections: int = 2) 
         database.close()
 
 
+def make_lane(settings: Settings, spec: EngineSpec) -> Lane:
+    """An engine on its loop, not yet started. Raises BadInput."""
+    return Lane(make_engine(spec), in_flight=spec.in_flight, policy=policy_of(settings))
+
+
 @contextmanager
-def open_worker(services: Services, settings: Settings, spec: EngineSpec) -> Iterator[Worker]:
-    """An engine on its loop, started, and a keeper of leases. Raises BadInput or FatalError with one sentence."""
-    engine = make_engine(spec)
-    lane = Lane(engine, in_flight=spec.in_flight, policy=policy_of(settings))
+def open_worker(
+    services: Services, settings: Settings, spec: EngineSpec, *, lane: Lane | None = None
+) -> Iterator[Worker]:
+    """An engine on its loop (``lane``, or a new one), started, and a keeper of leases.
+
+    Raises BadInput or FatalError with one sentence.
+    """
+    lane = lane or make_lane(settings, spec)
+    engine = lane.engine
     lane.start()
     keeper = Keeper(services.store, services.limits)
     keeper.start()

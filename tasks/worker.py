@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import logging
 import secrets
+import signal
 import sys
-from typing import Any
+import threading
+from typing import Any, NoReturn
 
 from celery import signals
 from celery.concurrency.thread import TaskPool
+from celery.worker import state
 
 from synthgen.errors import SynthgenError
 from synthgen.settings import Settings
@@ -29,6 +32,7 @@ def run_worker(settings: Settings, *, loglevel: str = "INFO") -> None:
     # known to be dead: so no name is used twice.
     host = f"{settings.pool}-{secrets.token_hex(3)}@%h"
     app.worker_main(["worker", "--loglevel", loglevel, "--hostname", host, "--without-gossip", "--without-mingle"])
+    sys.exit(state.should_terminate or state.should_stop or 0)  # worker_main keeps the exit code to itself
 
 
 def run_beat(settings: Settings, *, loglevel: str = "INFO") -> None:
@@ -52,15 +56,23 @@ def _start(sender: Any, **_: Any) -> None:
     """Before the first message: what cannot start says so in one sentence and ends the worker."""
     if sender.pool_cls is not TaskPool and sender.pool_cls != "threads":
         raise SystemExit("synthgen workers need Celery's thread pool (one engine per process): leave out -P/--pool.")
+    _set_up_logging(sender.loglevel)  # Celery does it only when all is started, and an engine's words belong in the log
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _give_up)  # an engine may take minutes, and Celery listens only after that
     try:
         process.start(concurrency=int(sender.concurrency or 4))
     except SynthgenError as error:
         raise SystemExit(f"Error: {error}") from error
 
 
+def _give_up(*_: object) -> NoReturn:
+    raise SystemExit(0)
+
+
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
 def _tell(**_: Any) -> None:
     here = process.current()
+    process.serve()
     lane = here.worker.lane
     logger.info("ready: pool=%s engine=%s in_flight=%d", here.settings.pool, lane.name, lane.in_flight)
 

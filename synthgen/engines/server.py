@@ -90,6 +90,9 @@ class ServerEngine:
             raise
 
     async def health(self) -> None:
+        """Raises EngineGone once it was given up, Unreachable while it is started again."""
+        if self.failed:
+            await self._connected()
         if not self.ready:
             raise Unreachable(f"The {self.name} server is {self._child.state}.")
 
