@@ -1,6 +1,6 @@
 """Makes a tiny Llama with random weights, so that a real vLLM can be tried where no weights are at hand.
 
-Run with the Python of vLLM's environment: ``.venv-vllm/bin/python scripts/make_tiny_model.py OUT_DIR [--seed 1] [--embedding]``.
+Run with the Python of vLLM's environment: ``.venv-vllm/bin/python scripts/make_tiny_model.py OUT_DIR [--seed 1]``.
 Equal arguments give equal weights. What it says is noise; that it says it through the real engine is the point.
 """
 

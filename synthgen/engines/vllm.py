@@ -9,12 +9,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from typing import Any, Final
+
+import aiohttp
 
 from synthgen.engines.base import EngineSpec
 from synthgen.engines.server import ServerEngine
 from synthgen.errors import BadInput
 from synthgen.request import Request
 from synthgen.response import Reply
+
+_WAITING_PER_RUNNING: Final = 1
+"""Requests in vLLM's waiting queue for each that it can run at once, so that the queue never runs dry: answers of equal
+length end all in one step, and then as many must be waiting. It costs vLLM their prompts' memory and nothing else."""
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +56,14 @@ class VllmEngine(ServerEngine):
         said = await self.ask_child("/version")
         self.version = str(said["version"]) if said else None
 
+    async def appetite(self) -> int:
+        """Twice what vLLM runs at once, over all its engines; its arguments tell where it does not say itself."""
+        said = {}
+        with suppress(aiohttp.ClientError, TimeoutError, ValueError):  # good to know, no reason not to start
+            said = await self.ask_child("/server_info?config_format=json") or {}
+        running = most_running(said) or argument_number("--max-num-seqs", self._spec.arguments)
+        return running * (1 + _WAITING_PER_RUNNING) if running else self.default_in_flight
+
     async def generate(self, request: Request) -> Reply:
         if self._asleep:
             await self._wake()
@@ -64,3 +82,19 @@ class VllmEngine(ServerEngine):
                 await self.tell_child("/wake_up")
                 log.info("vLLM is awake again.")
             self._asleep = False
+
+
+def most_running(server_info: Mapping[str, Any]) -> int | None:
+    """How many sequences run at once, from vLLM's ``/server_info`` as JSON; None where it does not say."""
+    try:
+        config = server_info["vllm_config"]
+        return int(config["scheduler_config"]["max_num_seqs"]) * int(config["parallel_config"]["data_parallel_size"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def argument_number(name: str, arguments: Sequence[str]) -> int | None:
+    """The whole number given as ``--name N`` or ``--name=N``, None where it is not; the last one counts."""
+    words = " ".join(arguments).replace("=", " ").replace("_", "-").split()
+    given = [after for word, after in pairwise(words) if word == name and after.isdigit()]
+    return int(given[-1]) if given else None

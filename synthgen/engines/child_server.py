@@ -1,0 +1,285 @@
+"""Supervises any command that opens an OpenAI-compatible server on this host: vLLM, SGLang, llama.cpp and their like.
+
+Knows ports, health and restarts, not what the server is asked: that is the engine's, over HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+import socket
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import islice
+from typing import Final
+
+import aiohttp
+
+from synthgen.engines.guarded_process import GuardedProcess
+from synthgen.errors import BadInput, FatalError
+
+HOST: Final = "127.0.0.1"
+_PORT: Final = "{port}"
+_PORTS: Final = range(20_000, 32_000)
+"""Below those that systems take for outgoing connections: one of these could be gone before it is used."""
+_STARTING_POLL: Final = 0.25
+_SERVING_POLL: Final = 5.0
+_POLL_PATIENCE: Final = 10.0
+"""Seconds for the answer to one poll."""
+_SHOWN: Final = 30
+_KEPT: Final = 300
+_TELLING: Final = re.compile(r"error|exception|traceback|fatal|killed|out of memory", re.IGNORECASE)
+
+log = logging.getLogger("synthgen.engine")
+
+
+class ServerState(StrEnum):
+    STARTING = "starting"
+    HEALTHY = "healthy"
+    DOWN = "down"
+    """It died and is about to be started again."""
+    FAILED = "failed"
+    """It died too often, or never served at all; nothing will start it again."""
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Limits on a child server; times in seconds."""
+
+    start: float = 1800.0
+    """Until it is healthy: big weights come over slow networks."""
+    silence: float = 60.0
+    """Once healthy, so long without a good answer to a poll: it hangs, and is ended and started again."""
+    stop: float = 15.0
+    """Between SIGTERM and SIGKILL."""
+    deaths: int = 5
+    """So many of them ``within`` so long: it is given up."""
+    within: float = 600.0
+    first_wait: float = 1.0
+    """Before the first restart; doubled for every further death ``within``, up to ``longest_wait``."""
+    longest_wait: float = 30.0
+
+
+class ChildServer:
+    """A server that is our child: ``start`` first, ``stop`` last, all on one event loop.
+
+    ``{port}`` in an argument of ``command`` becomes the port: ``port``, or a free one. ``environ`` replaces the
+    environment. ``ready_path`` answers 200 when it can serve. Raises BadInput if the command cannot be told its port.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        name: str = "engine",
+        environ: Mapping[str, str] | None = None,
+        port: int | None = None,
+        ready_path: str = "/health",
+        patience: Patience | None = None,
+    ) -> None:
+        if not command:
+            raise BadInput(f"The {name} server has no command to start it with.")
+        if port is None and not any(_PORT in argument for argument in command):
+            raise BadInput(f"The {name} command does not say where its port goes: write {_PORT} where it belongs.")
+        self.name = name
+        self.incarnation = 0
+        """How many times it was started. Ask for it before a request, give it to ``lost`` when the request fails."""
+        self.state = ServerState.STOPPED
+        self._command = list(command)
+        self._environ = environ
+        self._wanted_port = port
+        self._port = port or 0
+        self._ready_path = ready_path
+        self._patience = patience or Patience()
+        self._lines: deque[str] = deque(maxlen=_KEPT)
+        self._process: GuardedProcess | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._failure = ""
+        self._served = False
+
+    @property
+    def base_url(self) -> str:
+        """Such as ``http://127.0.0.1:20123``. It may change with a restart, if another took the port meanwhile."""
+        return f"http://{HOST}:{self._port}"
+
+    @property
+    def pid(self) -> int | None:
+        """Of the server's first process, None while there is none."""
+        return self._process.pid if self._process else None
+
+    async def start(self) -> None:
+        """Return when it serves. Raises FatalError, with its last lines, if it ends or is too slow before that.
+
+        A server that never served is not started again: a wrong option does not become right.
+        """
+        assert self._task is None, "start() comes once"
+        self.state = ServerState.STARTING
+        self._task = asyncio.create_task(self._supervise(), name=f"{self.name} supervisor")
+        await self.healthy()
+
+    async def healthy(self) -> None:
+        """Wait until it serves. Raises FatalError when it was given up or stopped."""
+        while self.state is not ServerState.HEALTHY:
+            if self.state in (ServerState.FAILED, ServerState.STOPPED):
+                raise FatalError(self._failure or f"The {self.name} server was stopped.", code="engine_gone")
+            await self._changed.wait()
+
+    async def lost(self, incarnation: int, *, patience: float = 5.0) -> bool:
+        """Did this incarnation die, or does it within ``patience`` seconds? Tells a failed request from a dead engine.
+
+        Errors run ahead of the death that caused them: vLLM answers 500 for most of a second before it ends.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while not self._is_lost(incarnation):
+                    await self._changed.wait()
+        return self._is_lost(incarnation)
+
+    async def stop(self) -> None:
+        """End it and all its processes, within ``patience.stop`` seconds and a moment.
+
+        Close the connections to it first: a server may wait for them, and vLLM does.
+        """
+        self._become(ServerState.STOPPED)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    def _is_lost(self, incarnation: int) -> bool:
+        return self.incarnation != incarnation or self.state is not ServerState.HEALTHY
+
+    def _become(self, state: ServerState) -> None:
+        self.state = state
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _supervise(self) -> None:
+        """Start it again and again, until it is stopped or given up."""
+        loop = asyncio.get_running_loop()
+        deaths: deque[float] = deque()
+        try:
+            while True:
+                end = await self._live_once()
+                deaths.append(loop.time())
+                while deaths[0] < loop.time() - self._patience.within:
+                    deaths.popleft()
+                if reason := self._hopeless(end, len(deaths)):
+                    self._failure = f"{reason} {self._last_words()}"
+                    self._become(ServerState.FAILED)
+                    return
+                wait = min(self._patience.longest_wait, self._patience.first_wait * 2.0 ** (len(deaths) - 1))
+                log.error("The %s server %s; it is started again in %g s.", self.name, end, wait)
+                await asyncio.sleep(wait)
+        finally:
+            if self.state is not ServerState.FAILED:  # stopped, or by a fault of ours: nobody may wait for ever
+                self._become(ServerState.STOPPED)
+
+    def _hopeless(self, end: str, deaths: int) -> str:
+        """Why it is not started again, empty if it is."""
+        if not self._served:
+            return f"The {self.name} server {end}."
+        if deaths >= self._patience.deaths:
+            minutes = self._patience.within / 60
+            return f"The {self.name} server died {deaths} times within {minutes:g} minutes; the last time it {end}."
+        return ""
+
+    async def _live_once(self) -> str:
+        """One life, from start to end; returns how it ended."""
+        self._lines.clear()
+        self.incarnation += 1
+        self._become(ServerState.STARTING)
+        if not self._choose_port():
+            return f"cannot have port {self._wanted_port}: it is in use"
+        command = [argument.replace(_PORT, str(self._port)) for argument in self._command]
+        process = GuardedProcess(command, on_line=self._hear, environ=self._environ, grace=self._patience.stop)
+        try:
+            await process.start()
+        except OSError as error:
+            return f"could not be started ({error})"
+        self._process = process
+        ended = asyncio.create_task(process.ended())
+        watched = asyncio.create_task(self._watch())
+        try:
+            done, _ = await asyncio.wait({ended, watched}, return_when=asyncio.FIRST_COMPLETED)
+            was_ready = self.state is ServerState.HEALTHY
+            self._become(ServerState.DOWN)
+            if ended in done:
+                return ended.result() + ("" if was_ready else " before it was ready")
+            return watched.result()
+        finally:
+            ended.cancel()
+            watched.cancel()
+            await process.end()
+            self._process = None
+
+    async def _watch(self) -> str:
+        """Poll it for as long as it does well; returns what is wrong with it."""
+        loop = asyncio.get_running_loop()
+        timeout = aiohttp.ClientTimeout(total=_POLL_PATIENCE)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            deadline = loop.time() + self._patience.start
+            while not await self._is_ready(session):
+                if loop.time() > deadline:
+                    return f"was not ready within {self._patience.start:g} s"
+                await asyncio.sleep(_STARTING_POLL)
+            self._served = True
+            self._become(ServerState.HEALTHY)
+            log.info("The %s server is ready at %s.", self.name, self.base_url)
+            heard = loop.time()
+            while loop.time() - heard <= self._patience.silence:
+                await asyncio.sleep(min(_SERVING_POLL, self._patience.silence / 4))
+                if await self._is_ready(session):
+                    heard = loop.time()
+            return f"gave no good answer on {self._ready_path} for {self._patience.silence:g} s"
+
+    async def _is_ready(self, session: aiohttp.ClientSession) -> bool:
+        try:
+            async with session.get(self.base_url + self._ready_path) as reply:
+                return reply.status == 200
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return False
+
+    def _choose_port(self) -> bool:
+        """Keep the port that we had, so that the address lasts, unless another has it now."""
+        if self._port and _is_free(self._port):
+            return True
+        if self._wanted_port:
+            return False
+        self._port = next(port for port in random.sample(_PORTS, len(_PORTS)) if _is_free(port))
+        return True
+
+    def _hear(self, line: str) -> None:
+        self._lines.append(line)
+        log.info("[%s] %s", self.name, line)
+
+    def _last_words(self) -> str:
+        lines = telling(self._lines)
+        return "\n    ".join(["Its last lines:", *lines]) if lines else "It printed nothing."
+
+
+def telling(lines: Iterable[str]) -> list[str]:
+    """The thirty lines up to the last that speaks of an error; without such a line the last thirty.
+
+    Some servers print a hundred lines of shutdown noise after the one that matters.
+    """
+    kept = list(lines)
+    last = next((index for index in reversed(range(len(kept))) if _TELLING.search(kept[index])), len(kept) - 1)
+    return list(islice(kept, max(0, last + 1 - _SHOWN), last + 1))
+
+
+def _is_free(port: int) -> bool:
+    with closing(socket.socket()) as probe:
+        # As servers do: a connection of the last incarnation that lingers in TIME_WAIT must not be in the way.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,35 @@
+"""What a child server refuses and what it shows of a long log, without starting anything."""
+
+from __future__ import annotations
+
+import pytest
+
+from synthgen.engines.child_server import ChildServer, telling
+from synthgen.errors import BadInput
+
+
+def test_a_command_that_cannot_be_told_its_port_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"write \{port\} where it belongs"):
+        ChildServer(["llama-server", "-m", "model.gguf"])
+
+
+def test_a_port_that_is_given_needs_no_place_in_the_command() -> None:
+    assert ChildServer(["llama-server"], port=8_000).base_url == "http://127.0.0.1:8000"
+
+
+def test_an_empty_command_is_refused() -> None:
+    with pytest.raises(BadInput, match="no command"):
+        ChildServer([], port=8_000)
+
+
+def test_the_lines_shown_end_with_the_last_that_speaks_of_an_error() -> None:
+    lines = [*(f"step {n}" for n in range(50)), "RuntimeError: out of memory", *(f"leaked {n}" for n in range(80))]
+    assert telling(lines) == lines[21:51]
+
+
+def test_without_an_error_the_last_thirty_lines_are_shown() -> None:
+    assert telling(f"step {n}" for n in range(50)) == [f"step {n}" for n in range(20, 50)]
+
+
+def test_a_silent_server_has_no_lines_to_show() -> None:
+    assert telling([]) == []
