@@ -5,7 +5,7 @@ from __future__ import annotations
 from synthgen.batch import Batch
 from synthgen.ports import Services
 from synthgen.states import BatchState
-from synthgen.workers import AUTO, WorkerStatus, nobody_serves, nobody_works_in, pool_for
+from synthgen.workers import AUTO, WorkerStatus, nobody_serves, nobody_works_in, pool_for, still_starting
 
 
 def route(services: Services, batch: Batch) -> str | None:
@@ -23,15 +23,15 @@ def waiting_for(services: Services, batch: Batch) -> str | None:
     if batch.state is not BatchState.IN_PROGRESS or pool is None:
         return None
     workers = live_workers(services)
-    if pool != AUTO:
-        missing = nobody_works_in(pool, workers)
-        start = f"synthgen worker --pool {pool} --engine …"
-    elif pool_for(model, workers) is None:
-        missing = nobody_serves(model, workers)
+    if pool == AUTO:
+        missing = nobody_serves(model, workers) if pool_for(model, workers) is None else None
         start = f"synthgen worker --model {model} --engine …" if model else "synthgen worker --engine …"
     else:
-        return None
-    return missing and f"{missing} The batch waits; to start one: {start}"
+        missing = nobody_works_in(pool, workers)
+        start = f"synthgen worker --pool {pool} --engine …"
+    if missing is None:
+        return still_starting(pool, workers)
+    return f"{missing} The batch waits; to start one: {start}"
 
 
 def live_workers(services: Services) -> list[WorkerStatus]:

@@ -150,10 +150,15 @@ def nobody_serves(model: str | None, workers: Iterable[WorkerStatus]) -> str:
 
 
 def nobody_works_in(pool: str, workers: Iterable[WorkerStatus]) -> str | None:
-    """The sentence for a batch that waits for a worker of this pool; None when one takes shards."""
+    """The sentence for a batch that waits for a worker of this pool; None when one is live."""
+    live = any(there.name == pool for there in live_pools(workers))
+    return None if live else f"Pool '{pool}' has no live worker."
+
+
+def still_starting(pool: str, workers: Iterable[WorkerStatus]) -> str | None:
+    """The sentence for a batch whose pool has workers but none that takes shards yet."""
     live = next((there for there in live_pools(workers) if there.name == pool), None)
-    if live is None:
-        return f"Pool '{pool}' has no live worker."
-    if live.serving == 0:
-        return f"No worker of pool '{pool}' is ready yet; {len(live.workers)} of them start."
-    return None
+    if live is None or live.serving:
+        return None
+    noun = "worker is" if len(live.workers) == 1 else "workers are"
+    return f"Pool '{pool}' is getting ready: {len(live.workers)} {noun} starting. The batch waits."
