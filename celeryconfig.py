@@ -42,7 +42,7 @@ task_routes = {"synthgen.upkeep": {"queue": task_queues[1].name}}
 task_send_sent_event = True
 worker_send_task_events = True
 worker_pool = "threads"
-worker_concurrency = _settings.shards or default_shards(_settings.in_flight or 256, 500)
+worker_concurrency = _settings.shards or default_shards(_settings.in_flight or 256)
 worker_prefetch_multiplier = 1
 # Both only matter to late acknowledgements, and are set so that a lost connection is not a page of warnings.
 worker_cancel_long_running_tasks_on_connection_loss = True

@@ -10,9 +10,12 @@ from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from itertools import chain
 
-from synthgen.batch import SHARED, Shard
+from synthgen.batch import SHARED, BatchOptions, Shard
 
 PREFIX = "batches/"
+MOST_SHARDS = 64
+"""That a worker runs at once by default."""
+_USUAL_SHARD = BatchOptions().shard_requests
 
 
 def input_key(batch_id: str) -> str:
@@ -167,6 +170,6 @@ def flatten_marks(marks: Iterable[tuple[int, int]]) -> list[int]:
     return list(chain.from_iterable(marks))
 
 
-def default_shards(in_flight: int, shard_requests: int) -> int:
+def default_shards(in_flight: int, shard_requests: int = _USUAL_SHARD) -> int:
     """Enough shards at once that the engine never waits for the next: twice its appetite, at least two."""
-    return max(2, min(64, -(-2 * in_flight // max(1, shard_requests)) + 1))
+    return max(2, min(MOST_SHARDS, -(-2 * in_flight // max(1, shard_requests)) + 1))

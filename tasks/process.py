@@ -12,7 +12,7 @@ import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from celery.platforms import EX_FAILURE
+from celery.platforms import EX_FAILURE, EX_OK
 from celery.worker import state
 
 from synthgen.errors import BadSetting, SynthgenError
@@ -21,10 +21,14 @@ from synthgen.run_shard import Worker
 from synthgen.settings import Settings, load_settings
 from synthgen.upkeep import run_upkeep
 from synthgen.workers import AUTO
+from tasks.idleness import Idleness, IdleWatch
 from tasks.registrar import Registrar, beat_interval, registered
 from tasks.wiring import connect, engine_spec, make_lane, open_worker
 
 logger = logging.getLogger(__name__)
+
+_LOOK = 1.0
+"""Seconds between two looks at whether there is work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,7 @@ class Process:
     services: Services
     worker: Worker
     registrar: Registrar
+    idleness: Idleness
     stack: ExitStack
 
 
@@ -47,7 +52,7 @@ def current() -> Process:
 
 
 def start(*, concurrency: int) -> None:
-    """Open everything that ``concurrency`` shard threads need. Raises SynthgenError with one sentence."""
+    """Open everything that up to ``concurrency`` shard threads need. Raises SynthgenError with one sentence."""
     global _current  # noqa: PLW0603 - the module's docstring says why
     settings = load_settings()
     if settings.pool == AUTO:
@@ -72,7 +77,10 @@ def start(*, concurrency: int) -> None:
         threading.Thread(
             target=_keep_up, args=(services, settings, worker.stopping), name="synthgen-upkeep", daemon=True
         ).start()
-        _current = Process(settings, services, worker, registrar, stack.pop_all())
+        idleness = Idleness()
+        watch = IdleWatch(idleness, lane, sleep=settings.idle_sleep, leave=settings.idle_exit, end=_go_home)
+        threading.Thread(target=_look_on, args=(watch, worker.stopping), name="synthgen-idleness", daemon=True).start()
+        _current = Process(settings, services, worker, registrar, idleness, stack.pop_all())
 
 
 def serve() -> None:
@@ -95,6 +103,13 @@ def leave(reason: str) -> None:
         state.should_stop = EX_FAILURE
 
 
+def _go_home() -> None:
+    """End this worker with exit code 0: there is no work."""
+    drain()
+    if state.should_stop is None:
+        state.should_stop = EX_OK
+
+
 def stop() -> None:
     """Close everything; afterwards the process is no worker any more."""
     global _current
@@ -114,3 +129,11 @@ def _keep_up(services: Services, settings: Settings, stopping: threading.Event) 
             logger.warning("upkeep skipped: %s", error)
         except Exception:
             logger.exception("upkeep failed")
+
+
+def _look_on(watch: IdleWatch, stopping: threading.Event) -> None:
+    while not stopping.wait(_LOOK):
+        try:
+            watch.look()
+        except Exception:
+            logger.exception("idle watch failed")

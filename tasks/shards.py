@@ -23,6 +23,13 @@ _LOOK = 0.2
 def run_shard_task(batch_id: str, number: int) -> None:
     """Shard ``number`` of the batch may be ready; if it is not, somebody else has it."""
     here = process.current()
+    with here.idleness.busy():
+        _run(here, batch_id, number)
+    if here.worker.lane.gone:
+        process.leave(here.worker.lane.gone)
+
+
+def _run(here: process.Process, batch_id: str, number: int) -> None:
     _wait_for_engine(here.worker)
     try:
         if here.worker.stopping.is_set():  # the message is acknowledged already; another worker needs one
@@ -35,8 +42,6 @@ def run_shard_task(batch_id: str, number: int) -> None:
         logger.error("shard left for now, upkeep will send it again: shard=%s/%d: %s", batch_id, number, error)
     except SynthgenError as error:
         logger.error("shard not run: shard=%s/%d: %s", batch_id, number, error)
-    if here.worker.lane.gone:
-        process.leave(here.worker.lane.gone)
 
 
 def _wait_for_engine(worker: Worker) -> None:

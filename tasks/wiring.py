@@ -129,6 +129,7 @@ def engine_spec(settings: Settings) -> EngineSpec:
         )
     if settings.measure_ttft and kind in ("litellm", "mock"):
         raise BadInput(f"The {kind} engine cannot measure the time to first token; leave out --measure-ttft.")
+    sleeping = ("--enable-sleep-mode",) if kind == "vllm" and settings.idle_sleep is not None else ()
     return EngineSpec(
         kind=kind,
         model=settings.model,
@@ -141,7 +142,7 @@ def engine_spec(settings: Settings) -> EngineSpec:
         output_price=settings.output_price,
         options=settings.engine_options,
         command=settings.command,
-        arguments=settings.engine_arguments,
+        arguments=settings.engine_arguments + sleeping,
         python=settings.vllm_python,
         gpus=settings.gpus,
         measure_ttft=settings.measure_ttft,

@@ -17,7 +17,8 @@ from celery.concurrency.thread import TaskPool
 from celery.worker import state
 
 from synthgen.errors import SynthgenError
-from synthgen.settings import Settings
+from synthgen.settings import Settings, load_settings
+from synthgen.sharding import MOST_SHARDS, default_shards
 from tasks import process
 from tasks.app import app
 
@@ -59,10 +60,13 @@ def _start(sender: Any, **_: Any) -> None:
     _set_up_logging(sender.loglevel)  # Celery does it only when all is started, and an engine's words belong in the log
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _give_up)  # an engine may take minutes, and Celery listens only after that
+    chosen = sender.concurrency != app.conf.worker_concurrency or load_settings().shards is not None
     try:
-        process.start(concurrency=int(sender.concurrency or 4))
+        process.start(concurrency=int(sender.concurrency) if chosen else MOST_SHARDS)
     except SynthgenError as error:
         raise SystemExit(f"Error: {error}") from error
+    if not chosen:  # how much an engine can take is known only now, and Celery's pool is made after this
+        sender.concurrency = default_shards(process.current().worker.lane.in_flight)
 
 
 def _give_up(*_: object) -> NoReturn:
@@ -70,11 +74,14 @@ def _give_up(*_: object) -> NoReturn:
 
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
-def _tell(**_: Any) -> None:
+def _tell(sender: Any, **_: Any) -> None:
     here = process.current()
     process.serve()
     lane = here.worker.lane
-    logger.info("ready: pool=%s engine=%s in_flight=%d", here.settings.pool, lane.name, lane.in_flight)
+    logger.info(
+        "ready: pool=%s engine=%s in_flight=%d shards=%d",
+        *(here.settings.pool, lane.name, lane.in_flight, sender.controller.concurrency),
+    )
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]

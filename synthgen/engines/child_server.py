@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import islice
 from typing import Final
 
 import aiohttp
@@ -31,7 +30,13 @@ _STARTING_POLL: Final = 0.25
 _SERVING_POLL: Final = 5.0
 _POLL_PATIENCE: Final = 10.0
 """Seconds for the answer to one poll."""
-_SHOWN: Final = 30
+_SHOWN: Final = 15
+"""Last lines when no error is named."""
+_LAST: Final = 5
+"""Last lines besides the errors that are named."""
+_CAUSES: Final = 5
+_LONGEST_CAUSE: Final = 400
+_NAMED: Final = re.compile(r"\b(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception): .*\S")
 _KEPT: Final = 300
 _TELLING: Final = re.compile(r"error|exception|traceback|fatal|killed|out of memory", re.IGNORECASE)
 
@@ -261,17 +266,20 @@ class ChildServer:
 
     def _last_words(self) -> str:
         lines = telling(self._lines)
-        return "\n    ".join(["Its last lines:", *lines]) if lines else "It printed nothing."
+        return "\n    ".join(["What it said of it:", *lines]) if lines else "It printed nothing."
 
 
 def telling(lines: Iterable[str]) -> list[str]:
-    """The thirty lines up to the last that speaks of an error; without such a line the last thirty.
+    """The errors that are named, each once and the first first, then the last lines up to one that speaks of an error.
 
-    Some servers print a hundred lines of shutdown noise after the one that matters.
+    Some servers name the cause, print forty lines of how they came to it, then that they failed for "the root cause
+    above", and a hundred lines of shutdown noise.
     """
     kept = list(lines)
-    last = next((index for index in reversed(range(len(kept))) if _TELLING.search(kept[index])), len(kept) - 1)
-    return list(islice(kept, max(0, last + 1 - _SHOWN), last + 1))
+    named = list(dict.fromkeys(found[0][:_LONGEST_CAUSE] for line in kept if (found := _NAMED.search(line))))[:_CAUSES]
+    end = next((index + 1 for index in reversed(range(len(kept))) if _TELLING.search(kept[index])), len(kept))
+    last = kept[max(0, end - (_LAST if named else _SHOWN)) : end]
+    return [*named, *(line for line in last if not any(cause in line for cause in named))]
 
 
 def _is_free(port: int) -> bool:

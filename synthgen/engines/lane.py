@@ -135,7 +135,11 @@ class Lane:
 
     def sleep(self) -> None:
         """Tell the engine that nobody has asked for a while; it wakes with the next request."""
-        self._call(self.engine.sleep())
+        self._call(self._doze())
+
+    async def _doze(self) -> None:
+        if self._sent == 0:  # looked at on the loop: nothing can be sent before the engine knows
+            await self.engine.sleep()
 
     def ask(self, requests: Sequence[Request]) -> Asking:
         """Queue ``requests``; returns at once. Raises RuntimeError when the lane is closed."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 import aiohttp
 
 from synthgen.engines.base import EngineSpec
-from synthgen.engines.child_server import ChildServer, ServerState
+from synthgen.engines.child_server import ChildServer, Patience, ServerState
 from synthgen.engines.openai import OpenAIEngine
 from synthgen.errors import BadInput, EngineGone, EngineLost, FatalError, RetryableError, Unreachable
 from synthgen.request import Request
@@ -20,6 +20,8 @@ from synthgen.response import TIMED_OUT, Reply
 from synthgen.settings import child_environment
 
 _ASKED: Final = aiohttp.ClientTimeout(total=30.0)
+_TOLD: Final = aiohttp.ClientTimeout(total=600.0)
+"""Weights may have to be moved."""
 _GPUS: Final = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 
 
@@ -29,6 +31,9 @@ class ServerEngine:
     name = "server"
     ready_path = "/v1/models"
     default_in_flight = 256
+    patience = Patience(deaths=10, within=1800.0)
+    """To find a request that kills it among 2,048 in flight takes five deaths (see ``suspects``), to find two takes nine;
+    and big weights may take minutes to be back."""
 
     def __init__(self, spec: EngineSpec) -> None:
         if spec.base_url:
@@ -40,7 +45,11 @@ class ServerEngine:
         self.in_flight = spec.in_flight or self.default_in_flight
         self._spec = spec
         self._child = ChildServer(
-            self.command(spec), name=self.name, environ=self.environ(spec), ready_path=self.ready_path
+            self.command(spec),
+            name=self.name,
+            environ=self.environ(spec),
+            ready_path=self.ready_path,
+            patience=self.patience,
         )
         self._client: OpenAIEngine | None = None
         self._client_url = ""
@@ -111,7 +120,7 @@ class ServerEngine:
 
     async def tell_child(self, path: str) -> bool:
         """POST to the server; whether it knew what to do."""
-        async with aiohttp.ClientSession(timeout=_ASKED) as session, session.post(self._child.base_url + path) as reply:
+        async with aiohttp.ClientSession(timeout=_TOLD) as session, session.post(self._child.base_url + path) as reply:
             return reply.status == 200
 
     async def _connected(self) -> OpenAIEngine:

@@ -72,16 +72,25 @@ class VllmEngine(ServerEngine):
     async def sleep(self) -> None:
         """Weights go to the host's memory, the cache of keys and values is dropped; needs --enable-sleep-mode."""
         async with self._waking:
-            if not self._asleep and self.ready and await self.tell_child("/sleep?level=1"):
-                self._asleep = True
-                log.info("vLLM sleeps until there is work.")
+            if not self._asleep and self.ready:
+                self._asleep = (
+                    True  # from here on requests wait for the lock: one that meets a half-asleep vLLM is lost
+                )
+                self._asleep = await self._tell("/sleep?level=1")
+                log.info("vLLM sleeps until there is work." if self._asleep else "vLLM knows no sleep.")
 
     async def _wake(self) -> None:
         async with self._waking:
-            if self._asleep and self.ready:
-                await self.tell_child("/wake_up")
+            if self._asleep and self.ready and await self._tell("/wake_up"):
                 log.info("vLLM is awake again.")
             self._asleep = False
+
+    async def _tell(self, path: str) -> bool:
+        """A vLLM that dies of it, or has died, is started again, awake."""
+        try:
+            return await self.tell_child(path)
+        except (aiohttp.ClientError, TimeoutError):
+            return False
 
 
 def most_running(server_info: Mapping[str, Any]) -> int | None:

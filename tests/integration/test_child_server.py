@@ -88,7 +88,7 @@ def test_a_server_that_ends_before_it_is_ready_is_told_with_its_last_lines_and_n
     with pytest.raises(FatalError) as caught:
         asyncio.run(running(test, "--fail", "3", "--lives", str(lives)))
 
-    assert "The engine server ended with code 3 before it was ready. Its last lines:" in caught.value.message
+    assert "The engine server ended with code 3 before it was ready. What it said of it:" in caught.value.message
     assert "ValueError: no such model" in caught.value.message
     assert len(lives.read_text().splitlines()) == 1
 

@@ -22,13 +22,27 @@ def test_an_empty_command_is_refused() -> None:
         ChildServer([], port=8_000)
 
 
+CAUSE = "ValueError: Available memory on node 0 (21.6/23.5 GiB) is less than desired (21.7 GiB)."
+
+
+def test_errors_that_are_named_come_first_and_once_however_far_up_they_are() -> None:
+    prefix = "(EngineCore pid=7) ERROR 11-21 05:25:10 [core.py:100] "
+    end = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
+    lines = [prefix + CAUSE, CAUSE, *(f"  File {n}" for n in range(40)), end, *(f"leaked {n}" for n in range(80))]
+    assert telling(lines) == [CAUSE, end, *(f"  File {n}" for n in range(36, 40))]
+
+
 def test_the_lines_shown_end_with_the_last_that_speaks_of_an_error() -> None:
-    lines = [*(f"step {n}" for n in range(50)), "RuntimeError: out of memory", *(f"leaked {n}" for n in range(80))]
-    assert telling(lines) == lines[21:51]
+    lines = [*(f"step {n}" for n in range(50)), "out of memory, killed", *(f"leaked {n}" for n in range(80))]
+    assert telling(lines) == lines[36:51]
 
 
-def test_without_an_error_the_last_thirty_lines_are_shown() -> None:
-    assert telling(f"step {n}" for n in range(50)) == [f"step {n}" for n in range(20, 50)]
+def test_a_long_error_is_cut() -> None:
+    assert [len(line) for line in telling(["OSError: " + "x" * 5_000])] == [400]
+
+
+def test_without_an_error_the_last_lines_are_shown() -> None:
+    assert telling(f"step {n}" for n in range(50)) == [f"step {n}" for n in range(35, 50)]
 
 
 def test_a_silent_server_has_no_lines_to_show() -> None:
