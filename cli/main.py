@@ -43,6 +43,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "models": "List models: who serves them, what waits for them.",
     },
     "Look after synthgen": {
+        "model": "Fetch weights once for all workers that share a folder.",
         "cache": "See or purge stored responses.",
         "db": "Upgrade, inspect or stop the database.",
         "config": "Show all settings and where each comes from.",

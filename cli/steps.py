@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from cli import quantities as q
 from cli.console import console, say
 
-_IN_BYTES: Final = ("reading", "comparing", "uploading")
+_IN_BYTES: Final = ("reading", "comparing", "uploading", "pulling")
 _PLAIN_EVERY: Final = 5.0
 
 

@@ -59,6 +59,7 @@ class Settings(BaseModel):
     storage_url: str | None = Field(None, description="s3://bucket/prefix or a folder; without it home/objects.")
     s3_endpoint_url: str | None = Field(None, description="Where S3 is, unless it is Amazon's.")
     s3_region: str | None = Field(None, description="Region of the bucket.")
+    models_dir: Path | None = Field(None, description="Folder of pulled weights that workers share; else home/models.")
     queue_prefix: str = Field("synthgen", min_length=1, description="Queues are named <prefix>.<pool>.")
     database_patience: float = Field(300.0, ge=0, description="How long a worker waits for a database that is away.")
 
@@ -112,6 +113,10 @@ class Settings(BaseModel):
     @property
     def objects_url(self) -> str:
         return self.storage_url or str(self.home / "objects")
+
+    @property
+    def models_folder(self) -> Path:
+        return self.models_dir or self.home / "models"
 
     @classmethod
     def build(cls, values: Mapping[str, Any], origins: Mapping[str, str]) -> Self:
