@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 import click
@@ -26,19 +26,20 @@ def command(*, pool: str | None, as_json: bool) -> None:
     """
     with services_in_force() as services:
         found = [worker for worker in live_workers(services) if pool in (None, worker.pool)]
+        now = services.clock.now()
     if as_json:
         put_json([worker.as_dict() for worker in found])
     elif not found:
         say(NO_WORKERS if pool is None else f"Pool '{pool}' has no live worker; 'synthgen pools' lists the live pools.")
     else:
         heads = ("HOST", "PID", "POOL", "ENGINE", "STATE", "IN FLIGHT", "REQ/S", "TOKENS/S", "GPU", "SEEN", "MODELS")
-        put_table(heads, [_row(worker) for worker in found], right=(1, 5, 6, 7, 8, 9))
+        put_table(heads, [_row(worker, now) for worker in found], right=(1, 5, 6, 7, 8, 9))
         for worker in found:
             if worker.reason:
                 say(f"{worker.host} {_pid(worker)} {worker.state}: {worker.reason}", style="red")
 
 
-def _row(worker: WorkerStatus) -> tuple[str, ...]:
+def _row(worker: WorkerStatus, now: datetime) -> tuple[str, ...]:
     return (
         worker.host,
         _pid(worker),
@@ -49,7 +50,7 @@ def _row(worker: WorkerStatus) -> tuple[str, ...]:
         q.rate(worker.requests_per_second),
         q.rate(worker.tokens_per_second),
         "-" if worker.gpu_memory is None else q.size(worker.gpu_memory),
-        q.age(datetime.now(UTC) - worker.beat_at),
+        q.age(now - worker.beat_at),
         ", ".join(worker.models) or "-",
     )
 

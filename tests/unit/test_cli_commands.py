@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -16,6 +17,8 @@ from synthgen.batch import Batch
 from synthgen.errors import ServiceUnavailable
 from synthgen.ports import Services
 from synthgen.states import BatchState
+from synthgen.workers import WorkerState
+from tests.examples import some_worker
 from tests.workshop import REFUSED, Workshop, failing, questions
 
 Synthgen = Callable[..., Result]
@@ -278,3 +281,94 @@ def test_config_masks_secrets_and_tells_where_values_come_from(monkeypatch: pyte
     assert shown["window"]["origin"] == "default"
     assert "hidden" not in done.output
     assert "sk-secret" not in CliRunner().invoke(main, ["config"]).output
+
+
+# ---- workers, pools, models
+
+
+@pytest.mark.parametrize("command", ["workers", "pools", "models"])
+def test_without_workers_one_is_told_how_to_start_one(synthgen: Synthgen, command: str) -> None:
+    done = synthgen(command)
+    assert done.stdout == ""
+    assert "start one with: synthgen worker" in done.stderr
+    assert json_of(synthgen(command, "--json")) == []
+
+
+def test_workers_are_listed_with_what_they_do_and_why_they_failed(synthgen: Synthgen, workshop: Workshop) -> None:
+    workshop.services.registry.beat(some_worker("h/ns/17/1.0", in_flight=3, gpu_memory=2 * 10**9))
+    workshop.services.registry.beat(some_worker("h/ns/18/1.0", state=WorkerState.FAILED, reason="It died."))
+    done = synthgen("workers")
+    assert [" ".join(line.split()) for line in done.stdout.splitlines()] == [
+        "HOST PID POOL ENGINE STATE IN FLIGHT REQ/S TOKENS/S GPU SEEN MODELS",
+        "host-1 17 gpu vllm 0.11.0 idle 3/256 0.0 0.0 2.0 GB 0 s m",
+        "host-1 18 gpu vllm 0.11.0 failed 0/256 0.0 0.0 - 0 s m",
+    ]
+    assert "host-1 18 failed: It died." in done.stderr
+    assert [worker["id"] for worker in json_of(synthgen("workers", "--json"))] == ["h/ns/17/1.0", "h/ns/18/1.0"]
+    assert json_of(synthgen("workers", "--pool", "other", "--json")) == []
+    assert "Pool 'other' has no live worker" in synthgen("workers", "--pool", "other").stderr
+
+
+def test_pools_show_their_workers_and_a_pool_without_any_its_work(synthgen: Synthgen, workshop: Workshop) -> None:
+    workshop.services.registry.beat(some_worker("1"))
+    workshop.submitted(questions(4), pool="empty")
+    workshop.submitted(questions(2), pool="auto", model="unknown")
+    workshop.submitted(questions(1), pool=None)
+    shown = json_of(synthgen("pools", "--json"))
+    assert [(pool["name"], pool["serving"], pool["batches"], pool["pending"]) for pool in shown] == [
+        ("empty", 0, 1, 4),
+        ("gpu", 1, 0, 0),
+    ]
+    assert synthgen("pools").stdout.splitlines()[1].split() == ["empty", "none", "0/0", "0.0", "0.0", "1", "4", "-"]
+    assert "1 idle" in synthgen("pools").stdout
+
+
+def test_models_show_who_serves_them_and_what_waits_for_them(synthgen: Synthgen, workshop: Workshop) -> None:
+    workshop.services.registry.beat(some_worker("1", models=("m", "adapter")))
+    workshop.services.registry.beat(some_worker("2", models=("m",), pool="b", state=WorkerState.WARMING))
+    workshop.services.registry.beat(some_worker("3", models=("gone",), state=WorkerState.FAILED))
+    workshop.submitted(questions(2), pool="auto", model="unknown")
+    shown = json_of(synthgen("models", "--json"))
+    assert shown == [
+        {"model": "adapter", "pools": ["gpu"], "workers": 1, "serving": 1, "waiting_batches": 0},
+        {"model": "m", "pools": ["b", "gpu"], "workers": 2, "serving": 1, "waiting_batches": 0},
+        {"model": "unknown", "pools": [], "workers": 0, "serving": 0, "waiting_batches": 1},
+    ]
+    assert synthgen("models").stdout.splitlines()[3].split() == ["unknown", "0", "0", "1", "none"]
+
+
+def test_status_says_what_a_batch_waits_for(synthgen: Synthgen, workshop: Workshop) -> None:
+    workshop.submitted(questions(2), pool="auto", model="unknown")
+    assert json_of(synthgen("status", "last", "--json"))["waiting_for"].startswith(
+        "No worker serves 'unknown'; no pool"
+    )
+    shown = synthgen("status", "last").stdout
+    assert "waiting  No worker serves 'unknown'" in shown
+    assert "pool     the one that serves its model" in shown
+    workshop.services.registry.beat(some_worker("1", models=("unknown",)))
+    assert json_of(synthgen("status", "last", "--json"))["waiting_for"] is None
+    assert "waiting " not in synthgen("status", "last").stdout
+
+
+def test_submit_without_a_pool_goes_where_the_model_is_served(
+    synthgen: Synthgen, workshop: Workshop, tmp_path: Path
+) -> None:
+    source = tmp_path / "q.jsonl"
+    source.write_text('{"prompt": "a"}\n')
+    waits = synthgen("submit", str(source), "--model", "m")
+    assert "No worker serves 'm'; no pool is live." in waits.stderr
+    workshop.services.registry.beat(some_worker("1", pool="gpu", models=("m",)))
+    goes = synthgen("submit", str(source), "--model", "m", "--new")
+    assert "It goes to pool 'gpu'." in goes.stderr
+    assert workshop.store.get(goes.stdout.strip()).options.pool == "gpu"
+    assert "Pool 'mine' has no live worker." in synthgen("submit", str(source), "--pool", "mine").stderr
+
+
+def test_a_pool_that_is_set_for_all_is_used_by_submit_too(
+    synthgen: Synthgen, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYNTHGEN_POOL", "house")
+    source = tmp_path / "q.jsonl"
+    source.write_text('{"prompt": "a"}\n')
+    done = synthgen("submit", str(source))
+    assert workshop.store.get(done.stdout.strip()).options.pool == "house"
