@@ -149,7 +149,9 @@ class Registrar:
         if not self._lane.engine.ready:
             return WorkerState.WARMING
         answered_since = self._lane.answered - self._beats[-1][1] if self._beats else 0
-        return WorkerState.BUSY if self._lane.outstanding or answered_since else WorkerState.IDLE
+        if self._lane.outstanding or answered_since:
+            return WorkerState.BUSY
+        return WorkerState.ASLEEP if self._lane.engine.asleep else WorkerState.IDLE
 
     def _status(self, state: WorkerState) -> WorkerStatus:
         lane, engine = self._lane, self._lane.engine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from synthgen.request import Request
@@ -40,6 +41,8 @@ class EngineSpec:
     """``vllm``: passed on untouched."""
     python: str | None = None
     """``vllm``: the interpreter whose environment has vLLM; None: this one."""
+    models_dir: Path | None = None
+    """``vllm``: where pulled weights lie (``synthgen.models``)."""
     gpus: str | None = None
     """GPUs that the server sees, such as ``0,1``; None: all."""
     measure_ttft: bool = False
@@ -92,6 +95,10 @@ class Engine(Protocol):
     def ready(self) -> bool:
         """Whether it can serve just now."""
 
+    @property
+    def asleep(self) -> bool:
+        """Whether it has given back what the next request has to fetch again."""
+
     async def start(self) -> None:
         """Open what it needs. Raises FatalError when it cannot ever work (a missing key or package)."""
 
@@ -113,6 +120,7 @@ class Unmanaged:
     version: str | None = None
     revision = ""
     ready = True
+    asleep = False
 
     async def sleep(self) -> None:
         """There is nothing to give back."""

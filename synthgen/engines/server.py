@@ -32,8 +32,8 @@ class ServerEngine:
     ready_path = "/v1/models"
     default_in_flight = 256
     patience = Patience(deaths=10, within=1800.0)
-    """To find a request that kills it among 2,048 in flight takes five deaths (see ``suspects``), to find two takes nine;
-    and big weights may take minutes to be back."""
+    """Finding a request that kills it among 2,048 in flight takes five deaths (see ``suspects``), finding two up to
+    nine; and big weights take minutes to be back."""
 
     def __init__(self, spec: EngineSpec) -> None:
         if spec.base_url:
@@ -42,6 +42,7 @@ class ServerEngine:
         self.models: tuple[str, ...] = (spec.model,) if spec.model else ()
         self.version: str | None = None
         self.revision = ""
+        self.asleep = False
         self.in_flight = spec.in_flight or self.default_in_flight
         self._spec = spec
         self._child = ChildServer(

@@ -19,6 +19,7 @@ import aiohttp
 from synthgen.engines.base import EngineSpec
 from synthgen.engines.server import ServerEngine
 from synthgen.errors import BadInput
+from synthgen.models import PulledModel, resolve_model
 from synthgen.request import Request
 from synthgen.response import Reply
 
@@ -30,7 +31,10 @@ log = logging.getLogger(__name__)
 
 
 class VllmEngine(ServerEngine):
-    """``spec.model`` is what vLLM loads: a name or a folder; ``spec.arguments`` are vLLM's own."""
+    """``spec.model`` is what vLLM loads: a name or a folder; ``spec.arguments`` are vLLM's own.
+
+    A name that was pulled is loaded from its folder, without network, and still served under its name.
+    """
 
     name = "vllm"
     ready_path = "/health"
@@ -39,17 +43,25 @@ class VllmEngine(ServerEngine):
         if not spec.model:
             raise BadInput("The vllm engine needs a model: --model NAME or a folder with weights.")
         python = spec.python or sys.executable
-        own = ["--model", spec.model, "--host", "127.0.0.1", "--port", "{port}"]
+        weights = spec.model if self._pulled is None else str(self._pulled.folder)
+        own = ["--model", weights, "--host", "127.0.0.1", "--port", "{port}"]
+        if self._pulled is not None and argument("--served-model-name", spec.arguments) is None:
+            own += ["--served-model-name", spec.model]
         return [python, "-m", "vllm.entrypoints.openai.api_server", *own, *spec.arguments]
 
     def __init__(self, spec: EngineSpec) -> None:
+        revision = argument("--revision", spec.arguments)
+        self._pulled: PulledModel | None = None
+        if spec.models_dir is not None and spec.model:
+            self._pulled = resolve_model(spec.models_dir, spec.model, revision)
         super().__init__(spec)
-        self._asleep = False
+        self.revision = self._pulled.commit if self._pulled else revision or ""
         self._waking = asyncio.Lock()
 
     def environ(self, spec: EngineSpec) -> dict[str, str]:
         """Sleep and wake-up are among the routes that vLLM serves only when asked to; it listens on loopback alone."""
-        return {**super().environ(spec), "VLLM_SERVER_DEV_MODE": "1"}
+        offline = {} if self._pulled is None else {"HF_HUB_OFFLINE": "1"}
+        return {**super().environ(spec), "VLLM_SERVER_DEV_MODE": "1", **offline}
 
     async def start(self) -> None:
         await super().start()
@@ -65,25 +77,23 @@ class VllmEngine(ServerEngine):
         return running * (1 + _WAITING_PER_RUNNING) if running else self.default_in_flight
 
     async def generate(self, request: Request) -> Reply:
-        if self._asleep:
+        if self.asleep:
             await self._wake()
         return await super().generate(request)
 
     async def sleep(self) -> None:
         """Weights go to the host's memory, the cache of keys and values is dropped; needs --enable-sleep-mode."""
         async with self._waking:
-            if not self._asleep and self.ready:
-                self._asleep = (
-                    True  # from here on requests wait for the lock: one that meets a half-asleep vLLM is lost
-                )
-                self._asleep = await self._tell("/sleep?level=1")
-                log.info("vLLM sleeps until there is work." if self._asleep else "vLLM knows no sleep.")
+            if not self.asleep and self.ready:
+                self.asleep = True  # from here on requests wait for the lock: one that meets a half-asleep vLLM is lost
+                self.asleep = await self._tell("/sleep?level=1")
+                log.info("vLLM sleeps until there is work." if self.asleep else "vLLM knows no sleep.")
 
     async def _wake(self) -> None:
         async with self._waking:
-            if self._asleep and self.ready and await self._tell("/wake_up"):
+            if self.asleep and self.ready and await self._tell("/wake_up"):
                 log.info("vLLM is awake again.")
-            self._asleep = False
+            self.asleep = False
 
     async def _tell(self, path: str) -> bool:
         """A vLLM that dies of it, or has died, is started again, awake."""
@@ -100,6 +110,16 @@ def most_running(server_info: Mapping[str, Any]) -> int | None:
         return int(config["scheduler_config"]["max_num_seqs"]) * int(config["parallel_config"]["data_parallel_size"])
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def argument(name: str, arguments: Sequence[str]) -> str | None:
+    """What is given as ``--name TEXT`` or ``--name=TEXT``, None where it is not; the last one counts."""
+    given = None
+    for word, after in pairwise([*arguments, ""]):
+        flag, equals, text = word.partition("=")
+        if flag.replace("_", "-") == name:
+            given = text if equals else after
+    return given
 
 
 def argument_number(name: str, arguments: Sequence[str]) -> int | None:

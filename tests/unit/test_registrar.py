@@ -132,6 +132,12 @@ def test_it_is_busy_while_requests_are_in_flight(bench_with: Make) -> None:
     all_of(asking)
 
 
+def test_a_worker_whose_engine_sleeps_says_so(bench: Bench) -> None:
+    serving(bench)
+    bench.engine.asleep = True
+    assert bench.state(0) is S.ASLEEP
+
+
 def test_answers_between_two_looks_count_as_work_and_make_its_rates(bench: Bench) -> None:
     serving(bench)
     all_of(bench.lane.ask(requests(20)))
