@@ -56,5 +56,5 @@ beat_schedule = {
         "options": {"expires": 2 * _settings.upkeep_every},
     }
 }
-beat_schedule_filename = str(_settings.home / "beat-schedule")
+beat_scheduler = "celery.beat:Scheduler"  # without a file: the one interval needs no memory
 timezone = "UTC"

@@ -178,7 +178,16 @@ def move(connection: Connection, batch_id: str, to: BatchState, reason: str | No
         raise _unknown(batch_id)
     if row["last_change"] != change:
         raise _conflict(connection, row, to)
+    if to is BatchState.PAUSED:
+        connection.execute(_recall, {"of_batch": batch_id})
     return batch_from(row)
+
+
+_recall = (
+    sa.update(shards)
+    .where(shards.c.batch_id == sa.bindparam("of_batch"), in_states(shards.c.state, [ShardState.QUEUED]))
+    .values(state=str(ShardState.PENDING), queued_at=None)
+)
 
 
 def assign_pool(connection: Connection, batch_id: str, pool: str) -> str | None:

@@ -145,7 +145,7 @@ class PostgresBatchStore:
         self._database.run(shard_returns.release, attempt.token)
 
     def rescue(self, *, owners: Sequence[str] = ()) -> list[str]:
-        return self._database.run(shard_returns.rescue, owners)
+        return self._database.run(shard_returns.rescue, owners, settled=lambda: self._database.settled)
 
     def owners(self) -> list[str]:
         return self._database.run(shard_statements.owners)

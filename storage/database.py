@@ -6,6 +6,9 @@ no passing trouble becomes a sentence. Which statements are sent is left to the 
 
 from __future__ import annotations
 
+import logging
+import math
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
@@ -18,13 +21,18 @@ from sqlalchemy import exc
 from synthgen.errors import BadSetting, ServiceUnavailable
 from synthgen.retry import RetryPolicy, backoff
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 P = ParamSpec("P")
 
 _SCHEMES: Final = frozenset({"postgres", "postgresql", "postgresql+psycopg"})
 _POLICY: Final = RetryPolicy(base=0.05, cap=2.0)
+_SETTLING: Final = 10.0
+"""Seconds after an outage until everybody has had the time to come back: some of the policy's pauses."""
 _PASSING: Final = frozenset({"25006", "40001", "40P01", "53100", "53300", "57P01", "57P02", "57P03", "57P05"})
 """SQLSTATEs worth another try: standby, serialisation, deadlock, full disk, too many connections, stop, start."""
+_VICTIM: Final = frozenset({"40001", "40P01"})
+"""Those of them that another transaction has caused: the server is well."""
 _REFUSED: Final = ("password authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry")
 """What libpq says, with no SQLSTATE, when waiting cannot help."""
 _SCHEMA_IS_OLD: Final = frozenset({"42P01", "42703"})
@@ -41,6 +49,9 @@ class Database:
         self.url = _parse(url)
         self.place = _place(self.url)
         self._patience = patience_seconds
+        self._lock = threading.Lock()
+        self._away_since: float | None = None
+        self._back_since = -math.inf
         # No ping before use: it costs a round trip each time, and `run` tries again on a connection that has died.
         self.engine = sa.create_engine(
             self.url,
@@ -70,7 +81,10 @@ class Database:
         while True:
             try:
                 with self.engine.begin() as connection:
-                    return work(connection, *args, **kwargs)
+                    result = work(connection, *args, **kwargs)
+                if self._away_since is not None:
+                    self._note_return()
+                return result
             except exc.TimeoutError as error:
                 raise ServiceUnavailable(
                     f"All connections to the database at {self.place} stayed busy for {self._patience:g} s; "
@@ -81,6 +95,24 @@ class Database:
                 pause = backoff(_POLICY, failures)
                 self._judge(error, out_of_patience=time.monotonic() + pause > give_up)
             time.sleep(pause)
+
+    def _note_absence(self, said: str) -> None:
+        """Once for all threads that wait: whoever reads the log must see why nothing moves."""
+        with self._lock:
+            if self._away_since is None:
+                self._away_since = time.monotonic()
+                logger.warning("database away, trying until it is back: %s: %s", self.place, _reason(said))
+
+    def _note_return(self) -> None:
+        with self._lock:
+            if self._away_since is not None:
+                logger.warning("database is back after %.0f s: %s", time.monotonic() - self._away_since, self.place)
+                self._away_since, self._back_since = None, time.monotonic()
+
+    @property
+    def settled(self) -> bool:
+        """Whether there has been no outage just now, from which others may not have come back yet."""
+        return self._away_since is None and time.monotonic() - self._back_since > _SETTLING
 
     def close(self) -> None:
         """Close all idle connections."""
@@ -106,6 +138,8 @@ class Database:
             raise ServiceUnavailable(
                 f"The database at {self.place} does not answer ({_reason(said)}); check that it is running."
             ) from error
+        if sqlstate not in _VICTIM:
+            self._note_absence(said)
 
 
 def driver_of(connection: sa.Connection) -> psycopg.Connection[tuple[Any, ...]]:

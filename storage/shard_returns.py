@@ -104,11 +104,17 @@ def release(connection: sa.Connection, token: int) -> None:
 
 def _lost(old: Shards) -> sa.ColumnElement[bool]:
     named = old.c.owner == sa.any_(sa.bindparam("of_owners", type_=pg.ARRAY(sa.Text)))
-    return sa.and_(in_states(old.c.state, _GIVEN_BACK), sa.or_(old.c.lease_until < sa.func.now(), named))
+    silent = sa.and_(sa.bindparam("silent", type_=sa.Boolean), old.c.lease_until < sa.func.now())
+    return sa.and_(in_states(old.c.state, _GIVEN_BACK), sa.or_(silent, named))
 
 
 _rescue = back_to_pending(_lost, batches.c.retry_codes).returning(shards.c.batch_id)
 
 
-def rescue(connection: sa.Connection, owners: Sequence[str]) -> list[str]:
-    return sorted(set(connection.execute(_rescue, {"of_owners": list(owners)}).scalars()))
+def rescue(connection: sa.Connection, owners: Sequence[str], *, settled: Callable[[], bool]) -> list[str]:
+    """Not ``settled``, that is just after an outage, every lease has run out, and their workers still live.
+
+    It is asked only here, with a connection: the outage may end while this very call waits.
+    """
+    values = {"of_owners": list(owners), "silent": settled()}
+    return sorted(set(connection.execute(_rescue, values).scalars()))

@@ -141,7 +141,10 @@ class BatchStore(Protocol):
         ``response.NEVER_RAN`` that fits the batch's state (their message and line, custom_id empty)."""
 
     def move(self, batch_id: str, to: BatchState, *, reason: str | None = None) -> Batch:
-        """Change the batch's state and set ``reason`` and the state's time stamp. Raises NotFound or StateConflict."""
+        """Change the batch's state and set ``reason`` and the state's time stamp. Raises NotFound or StateConflict.
+
+        Pausing makes its queued shards pending: their messages will find nothing to claim, so they need new ones.
+        """
 
     def assign_pool(self, batch_id: str, pool: str) -> str | None:
         """Send a batch whose pool is ``workers.AUTO``, and that has not ended, to this pool.
@@ -196,7 +199,10 @@ class BatchStore(Protocol):
         """Give the shard back (running → pending); nothing happens when the lease is lost already."""
 
     def rescue(self, *, owners: Sequence[str] = ()) -> list[str]:
-        """Running shards whose lease ran out or whose owner is in ``owners`` become pending; the batches touched."""
+        """Running shards whose lease ran out or whose owner is in ``owners`` become pending; the batches touched.
+
+        For some seconds after an outage of the store a lease that ran out means nothing: nobody could renew it.
+        """
 
     def owners(self) -> list[str]:
         """Who holds running shards now."""

@@ -141,9 +141,9 @@ def _remove_late_checkpoint(services: Services, batch: Batch) -> None:
 
 
 def _pause(services: Services, batch: Batch, reason: str) -> None:
-    logger.error("batch paused: batch=%s: %s", batch.id, reason)
     with contextlib.suppress(StateConflict):  # paused, cancelled or expired already: that stands
         services.store.move(batch.id, BatchState.PAUSED, reason=reason)
+        logger.error("batch paused: batch=%s: %s", batch.id, reason)
 
 
 class _ShardRun:

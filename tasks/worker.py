@@ -47,9 +47,20 @@ def _set_up_logging(loglevel: int | str | None = None, **_: Any) -> None:
     logging.basicConfig(level=loglevel or logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     # It warns, at every start, that direct exchanges cannot delay messages; none of ours is delayed.
     logging.getLogger("kombu.transport.native_delayed_delivery").setLevel(logging.ERROR)
+    logging.getLogger("celery.worker.request").addFilter(_calm)
     if logging.getLogger().level > logging.DEBUG:  # two lines a message, and not one says which shard: run_shard does
         logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
         logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
+
+
+def _calm(record: logging.LogRecord) -> bool:
+    """A message that came by a connection now lost cannot be acknowledged: it comes again, and finds nothing to do.
+
+    Celery calls that critical, and shows a traceback.
+    """
+    if str(record.msg).startswith("Couldn't ack"):
+        record.levelno, record.levelname, record.exc_info = logging.INFO, "INFO", None
+    return True
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]

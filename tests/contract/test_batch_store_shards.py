@@ -70,6 +70,16 @@ def test_nothing_is_queued_of_a_batch_that_is_not_in_progress(batch_store: Batch
     assert batch_store.queue_window(batch.id, spare=8) == []
 
 
+def test_what_was_queued_before_a_pause_is_queued_anew_after_it(batch_store: BatchStore) -> None:
+    batch = stored_batch(batch_store, shards=4)
+    batch_store.queue_window(batch.id, spare=3)
+    claimed(batch_store, batch.id, number=0)
+    batch_store.move(batch.id, BatchState.PAUSED)
+    assert states_of(batch_store, batch.id) == [ShardState.RUNNING, *[ShardState.PENDING] * 3]
+    batch_store.move(batch.id, BatchState.IN_PROGRESS)
+    assert batch_store.queue_window(batch.id, spare=1) == [1, 2]
+
+
 def test_callers_at_the_same_moment_do_not_overfill_the_window(batch_store: BatchStore) -> None:
     batch = stored_batch(batch_store, shards=100)
     with ThreadPoolExecutor(4) as pool:

@@ -189,6 +189,9 @@ class FakeBatchStore:
             finalizing_at = now if to is BatchState.FINALIZING else None
         ended_at = now if to in ENDED else None
         record.batch = replace(batch, state=to, reason=reason, finalizing_at=finalizing_at, ended_at=ended_at)
+        for shard in record.shards if to is BatchState.PAUSED else ():
+            if shard.state is _S.QUEUED:
+                shard.state, shard.queued_at = _S.PENDING, None
         return record.batch
 
     @_transaction

@@ -64,6 +64,33 @@ def test_passing_trouble_is_tried_again(database: Database, fail: Callable[[sa.C
     assert len(tries) == 2
 
 
+def test_an_outage_is_told_once_and_so_is_its_end(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", "storage.database"):
+        database.run(failing_once(be_the_victim_of_a_deadlock)[0])
+        assert not caplog.messages
+        database.run(failing_once(end_own_session)[0])
+        database.run(one)
+    away, back = caplog.messages
+    assert away.startswith("database away")
+    assert back.startswith("database is back")
+
+
+def test_just_after_an_outage_a_lease_that_ran_out_means_nothing(database: Database, database_url: str) -> None:
+    store = PostgresBatchStore(database)
+    shards = some_shards(2)
+    batch = store.create(some_batch(shards), shards, [])
+    claimed(store, batch.id, number=0)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("update shards set lease_until = now() where batch_id = %s and number = 0", [batch.id])
+    database.run(failing_once(end_own_session)[0])
+
+    assert batch.id not in store.rescue()
+
+    elsewhere = Database(database_url, pool_size=1)  # in a process that noticed nothing
+    assert batch.id in PostgresBatchStore(elsewhere).rescue()
+    elsewhere.close()
+
+
 def test_a_statement_that_is_wrong_is_not_tried_again(database: Database) -> None:
     work, tries = failing_once(lambda connection: connection.execute(sa.text("select 1 / 0")))
     with pytest.raises(sa.exc.DataError):
