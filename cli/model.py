@@ -32,7 +32,7 @@ def pull(repository: str, *, revision: str, folder: str | None, include: tuple[s
 
     models = settings_in_force(models_dir=None if folder is None else Path(folder)).models_folder
     with Steps() as steps:
-        model, came = pull(models.expanduser().absolute(), repository, revision=revision, include=include, notify=steps)
+        model, came = pull(models, repository, revision=revision, include=include, notify=steps)
     told = f"{q.of(len(model.files), 'file')}, {q.size(model.size)}, of which {q.size(came)} came now"
     say(f"{model.repository} at {model.commit}: {told}.")
     put(str(model.folder))

@@ -116,7 +116,7 @@ class Settings(BaseModel):
 
     @property
     def models_folder(self) -> Path:
-        return self.models_dir or self.home / "models"
+        return (self.models_dir or self.home / "models").expanduser().absolute()
 
     @classmethod
     def build(cls, values: Mapping[str, Any], origins: Mapping[str, str]) -> Self:

@@ -144,6 +144,7 @@ def engine_spec(settings: Settings) -> EngineSpec:
         command=settings.command,
         arguments=settings.engine_arguments + sleeping,
         python=settings.vllm_python,
+        models_dir=settings.models_folder,
         gpus=settings.gpus,
         measure_ttft=settings.measure_ttft,
     )

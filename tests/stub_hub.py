@@ -1,8 +1,8 @@
 """A model hub over real HTTP: the two paths of Hugging Face's that a pull asks, told how to misbehave.
 
 Large files are redirected to another host name, as the hub does it, and take byte ranges. ``requests`` has what was
-asked for, ``ranges`` from which byte on files were asked; ``break_off`` ends a reply early, ``hold`` stops it and keeps
-the connection open.
+asked for, ``ranges`` from which byte on files were asked; ``break_off`` ends a reply early, ``hold`` makes it
+pause.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Self
@@ -34,7 +35,7 @@ class StubHub:
         self.break_off: dict[str, int] = {}
         """By path: replies end after so many bytes, this once."""
         self.hold: dict[str, int] = {}
-        """By path: replies stop after so many bytes until ``let_go`` is set."""
+        """By path: replies pause after so many bytes until ``let_go`` is set."""
         self.held = threading.Event()
         self.let_go = threading.Event()
         self.status: int | None = None
@@ -139,13 +140,15 @@ class _Handler(BaseHTTPRequestHandler):
         if "Range" in self.headers:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()
-        end = self.hub.break_off.pop(path, self.hub.hold.get(path, len(content)))
-        self.wfile.write(content[start:end])
-        if path in self.hub.hold:
+        end = self.hub.break_off.pop(path, len(content))
+        pause = self.hub.hold.get(path, end)
+        self.wfile.write(content[start:pause])
+        if pause < end:
             self.hub.held.set()
             self.hub.let_go.wait(30)
-        if end < len(content):
-            self.close_connection = True
+        with suppress(ConnectionError):  # whoever asked may be gone
+            self.wfile.write(content[pause:end])
+        self.close_connection = end < len(content)
 
     def send(self, body: bytes, status: int = 200, code: str = "") -> None:
         self.send_response(status)
