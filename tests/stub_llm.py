@@ -109,17 +109,20 @@ class StubLLM:
 
     async def start(self) -> None:
         app = web.Application(client_max_size=64_000_000)
+        self.add_routes(app)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, backlog=4096)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+
+    def add_routes(self, app: web.Application) -> None:
         for path in PATHS:
             app.router.add_post(path, self._serve)
         app.router.add_get("/v1/models", self._list_models)
         app.router.add_get("/counts", self._give_counts)
         app.router.add_get("/answers", self._give_answers)
         app.router.add_post("/reset", self._forget)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port, backlog=4096)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
         assert self._runner is not None
