@@ -276,7 +276,8 @@ def telling(lines: Iterable[str]) -> list[str]:
     above", and a hundred lines of shutdown noise.
     """
     kept = list(lines)
-    named = list(dict.fromkeys(found[0][:_LONGEST_CAUSE] for line in kept if (found := _NAMED.search(line))))[:_CAUSES]
+    errors = [found[0] for line in kept if "WARNING" not in line and (found := _NAMED.search(line))]
+    named = list(dict.fromkeys(error[:_LONGEST_CAUSE] for error in errors))[:_CAUSES]
     end = next((index + 1 for index in reversed(range(len(kept))) if _TELLING.search(kept[index])), len(kept))
     last = kept[max(0, end - (_LAST if named else _SHOWN)) : end]
     return [*named, *(line for line in last if not any(cause in line for cause in named))]

@@ -37,6 +37,11 @@ def test_the_lines_shown_end_with_the_last_that_speaks_of_an_error() -> None:
     assert telling(lines) == lines[36:51]
 
 
+def test_a_warning_that_speaks_of_an_error_is_not_taken_for_one() -> None:
+    lines = ["WARNING this can cause fd limit errors like `OSError: [Errno 24] Too many open files`.", CAUSE, "end"]
+    assert telling(lines)[0] == CAUSE
+
+
 def test_a_long_error_is_cut() -> None:
     assert [len(line) for line in telling(["OSError: " + "x" * 5_000])] == [400]
 
