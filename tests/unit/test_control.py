@@ -95,16 +95,15 @@ def test_a_pause_has_its_reason_and_resume_clears_it(workshop: Workshop) -> None
     assert resume(workshop.services, batch.id).reason is None
 
 
-def test_resume_sends_what_is_to_move(workshop: Workshop) -> None:
+def test_resume_sends_again_what_was_sent_before_the_pause_and_found_nothing_to_claim(workshop: Workshop) -> None:
     batch = workshop.submitted(questions(2), shard_requests=1)
     assert workshop.dispatcher.sent == []
     pooled = workshop.submitted(questions(2), shard_requests=1, pool="gpu")
     pause(workshop.services, pooled.id)
-    attempt = workshop.store.claim(pooled.id, number=0, owner="x", lease=60)
-    assert attempt is None
-    sent = len(workshop.dispatcher.sent)
+    assert workshop.store.claim(pooled.id, number=0, owner="x", lease=60) is None
+    workshop.dispatcher.sent.clear()
     resume(workshop.services, pooled.id)
-    assert len(workshop.dispatcher.sent) == sent  # all are queued; upkeep sends again what nobody claims
+    assert workshop.dispatcher.sent == [("gpu", pooled.id, 0), ("gpu", pooled.id, 1)]
     assert workshop.store.get(batch.id).state is _B.IN_PROGRESS
 
 
