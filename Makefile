@@ -11,7 +11,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench constraints vllm-cpu clean
+.PHONY: help demo test check bench bench-vllm constraints vllm-cpu clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,7 +30,10 @@ check: $(READY) ## Format, lint, types, import contracts, unit and contract test
 	$(BIN)/pytest -q tests/unit tests/contract
 
 bench: $(READY) ## Measure throughput, processor time and memory on the real stack
-	$(BIN)/pytest -q -s tests/benchmarks/bench_*.py $(ARGS)
+	$(BIN)/pytest -q -s $(filter-out %/bench_vllm.py,$(wildcard tests/benchmarks/bench_*.py)) $(ARGS)
+
+bench-vllm: $(READY) vllm-cpu ## Measure the vLLM worker beside vLLM's run_batch and a bare client (some minutes)
+	$(BIN)/pytest -q -s tests/benchmarks/bench_vllm.py $(ARGS)
 
 constraints: ## Write the exact versions of a fresh environment to constraints.txt
 	@scripts/constraints.sh "$(PYTHON)"

@@ -46,8 +46,7 @@ class Pools:
     def start(self, name: str, model: Vllm, *arguments: str) -> None:
         """A worker of pool ``name``; does not wait for it."""
         options = ["--engine", "vllm", "--model", model.model, "--vllm-python", model.python, "--", *model.arguments]
-        # vLLM takes a share of all memory for its own otherwise, and there are two of them.
-        options += ["--max-model-len", "2048", "--gpu-memory-utilization", "0.2", *arguments]
+        options += ["--max-model-len", "2048", *arguments]
         variables = {name: model.environ[name] for name in ("VLLM_CPU_KVCACHE_SPACE", "HF_HUB_OFFLINE")}
         self._workers[name] = self.cluster.worker(*options, pool=name, ready=False, **variables)
 

@@ -13,7 +13,10 @@ from tests.services.missing import missing
 
 _ROOT = Path(__file__).parents[2]
 _PYTHON = _ROOT / ".venv-vllm" / "bin" / "python"
-_ARGUMENTS = ("--served-model-name", "tiny", "--max-model-len", "1024", "--dtype", "bfloat16", "--enforce-eager")
+_ARGUMENTS = (
+    *("--served-model-name", "tiny", "--max-model-len", "1024", "--dtype", "bfloat16", "--enforce-eager"),
+    *("--gpu-memory-utilization", "0.2"),  # the share of all memory that must be free: by default 92 %
+)
 
 
 @dataclass(frozen=True, slots=True)
