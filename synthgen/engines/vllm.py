@@ -45,6 +45,7 @@ class VllmEngine(ServerEngine):
         python = spec.python or sys.executable
         weights = spec.model if self._pulled is None else str(self._pulled.folder)
         own = ["--model", weights, "--host", "127.0.0.1", "--port", "{port}"]
+        own += ["--disable-uvicorn-access-log"]  # a line a request, in its log and then in ours
         if self._pulled is not None and argument("--served-model-name", spec.arguments) is None:
             own += ["--served-model-name", spec.model]
         return [python, "-m", "vllm.entrypoints.openai.api_server", *own, *spec.arguments]
@@ -73,8 +74,9 @@ class VllmEngine(ServerEngine):
         said = {}
         with suppress(aiohttp.ClientError, TimeoutError, ValueError):  # good to know, no reason not to start
             said = await self.ask_child("/server_info?config_format=json") or {}
-        running = most_running(said) or argument_number("--max-num-seqs", self._spec.arguments)
-        return running * (1 + _WAITING_PER_RUNNING) if running else self.default_in_flight
+        given = argument("--max-num-seqs", self._spec.arguments) or ""
+        running = most_running(said) or (int(given) if given.isdigit() else 0)
+        return running * (1 + _WAITING_PER_RUNNING) or self.default_in_flight
 
     async def generate(self, request: Request) -> Reply:
         if self.asleep:
@@ -120,10 +122,3 @@ def argument(name: str, arguments: Sequence[str]) -> str | None:
         if flag.replace("_", "-") == name:
             given = text if equals else after
     return given
-
-
-def argument_number(name: str, arguments: Sequence[str]) -> int | None:
-    """The whole number given as ``--name N`` or ``--name=N``, None where it is not; the last one counts."""
-    words = " ".join(arguments).replace("=", " ").replace("_", "-").split()
-    given = [after for word, after in pairwise(words) if word == name and after.isdigit()]
-    return int(given[-1]) if given else None

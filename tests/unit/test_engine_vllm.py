@@ -1,0 +1,55 @@
+"""How vLLM is started and what is understood of what it says, without starting it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from synthgen.engines.base import EngineSpec
+from synthgen.engines.vllm import VllmEngine, argument, most_running
+from synthgen.errors import BadInput
+from synthgen.settings import Settings
+from tasks.wiring import engine_spec
+
+
+def info(**sizes: Any) -> dict[str, Any]:
+    scheduler, parallel = {"max_num_seqs": sizes["seqs"]}, {"data_parallel_size": sizes["engines"]}
+    return {"vllm_config": {"scheduler_config": scheduler, "parallel_config": parallel}}
+
+
+def test_each_of_several_engines_runs_as_many() -> None:
+    assert most_running(info(seqs=128, engines=4)) == 512
+
+
+@pytest.mark.parametrize("said", [{}, {"vllm_config": "as text"}, info(seqs=None, engines=1)])
+def test_what_it_does_not_say_is_not_known(said: dict[str, Any]) -> None:
+    assert most_running(said) is None
+
+
+@pytest.mark.parametrize("given", [["--a-b", "7"], ["--a-b=7"], ["--a_b", "7"], ["--a-b", "1", "x", "--a-b", "7"]])
+def test_an_argument_is_found_however_it_is_written(given: list[str]) -> None:
+    assert argument("--a-b", given) == "7"
+
+
+def test_its_arguments_come_last_and_untouched() -> None:
+    engine = VllmEngine(EngineSpec("vllm", model="m", python="py", arguments=("--max-model-len", "8 k")))
+    command = engine.command(EngineSpec("vllm", model="m", python="py", arguments=("--max-model-len", "8 k")))
+    assert command[:5] == ["py", "-m", "vllm.entrypoints.openai.api_server", "--model", "m"]
+    assert command[-2:] == ["--max-model-len", "8 k"]
+
+
+def test_without_a_model_it_is_refused() -> None:
+    with pytest.raises(BadInput, match="needs a model"):
+        VllmEngine(EngineSpec("vllm"))
+
+
+def test_its_server_is_its_own() -> None:
+    with pytest.raises(BadInput, match="leave out --base-url"):
+        VllmEngine(EngineSpec("vllm", model="m", base_url="http://x/v1"))
+
+
+def test_a_worker_that_is_to_sleep_starts_a_vllm_that_can() -> None:
+    settings = Settings(engine="vllm", model="m", idle_sleep=60.0, engine_arguments=("--seed", "1"))
+    assert engine_spec(settings).arguments == ("--seed", "1", "--enable-sleep-mode")
+    assert engine_spec(settings.override({"engine": "server"})).arguments == ("--seed", "1")
