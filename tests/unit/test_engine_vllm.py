@@ -50,6 +50,7 @@ def test_its_server_is_its_own() -> None:
 
 
 def test_a_worker_that_is_to_sleep_starts_a_vllm_that_can() -> None:
-    settings = Settings(engine="vllm", model="m", idle_sleep=60.0, engine_arguments=("--seed", "1"))
-    assert engine_spec(settings).arguments == ("--seed", "1", "--enable-sleep-mode")
-    assert engine_spec(settings.override({"engine": "server"})).arguments == ("--seed", "1")
+    drowsy = Settings(engine="vllm", model="m", idle_sleep=60.0, engine_arguments=("--seed", "1"))
+    awake = Settings(engine="vllm", model="m", engine_arguments=("--seed", "1"))
+    assert engine_spec(drowsy).arguments == ("--seed", "1", "--enable-sleep-mode")
+    assert engine_spec(awake).arguments == ("--seed", "1")
