@@ -99,6 +99,8 @@ class Registrar:
             self._thread.join(_LAST_WORDS)
         if self._thread.is_alive():
             return
+        if self._lane.gone is not None:  # a shard may have met it before the last look
+            self.fail(self._lane.gone)
         try:
             if self._reason is None:
                 self._registry.leave(self._id)
@@ -188,8 +190,8 @@ def registered(registrar: Registrar) -> Iterator[Registrar]:
     registrar.start()
     try:
         yield registrar
-    except SynthgenError as error:
-        registrar.fail(str(error))
+    except Exception as error:
+        registrar.fail(str(error) or repr(error))
         raise
     finally:
         registrar.close()

@@ -76,6 +76,9 @@ def _start(sender: Any, **_: Any) -> None:
         process.start(concurrency=int(sender.concurrency) if chosen else MOST_SHARDS)
     except SynthgenError as error:
         raise SystemExit(f"Error: {error}") from error
+    except Exception as error:  # Celery would note it and go on, without anything to run a shard with
+        logger.exception("the worker cannot start")
+        raise SystemExit(f"Error: the worker cannot start: {error!r}.") from error
     if not chosen:  # how much an engine can take is known only now, and Celery's pool is made after this
         sender.concurrency = default_shards(process.current().worker.lane.in_flight)
 

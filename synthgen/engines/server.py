@@ -117,7 +117,7 @@ class ServerEngine:
     async def ask_child(self, path: str) -> dict[str, Any] | None:
         """What the server says of itself at ``path``, None where it does not know the path."""
         async with aiohttp.ClientSession(timeout=_ASKED) as session, session.get(self._child.base_url + path) as reply:
-            return dict(await reply.json()) if reply.status == 200 else None
+            return dict(await reply.json(content_type=None)) if reply.status == 200 else None
 
     async def tell_child(self, path: str) -> bool:
         """POST to the server; whether it knew what to do."""

@@ -200,6 +200,12 @@ def test_a_worker_that_ends_in_good_order_is_forgotten(bench: Bench) -> None:
     assert bench.listed() == []
 
 
+def test_a_worker_that_ends_because_a_shard_found_the_engine_gone_leaves_its_reason_behind(bench: Bench) -> None:
+    with registered(bench.registrar):
+        bench.lane.gone = "It died."
+    assert [(worker.state, worker.reason) for worker in bench.listed()] == [(S.FAILED, "It died.")]
+
+
 def test_a_worker_that_cannot_start_leaves_its_reason_behind(bench: Bench) -> None:
     with pytest.raises(FatalError), registered(bench.registrar):
         raise FatalError("No such model.", code="engine_gone")
