@@ -106,6 +106,10 @@ class ChildServer:
         self._process: GuardedProcess | None = None
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
+        self._doubted = asyncio.Event()
+        """Somebody wants to know at once whether it is well."""
+        self._ill = False
+        """It gave no good answer to the last poll."""
         self._failure = ""
         self._served = False
 
@@ -139,13 +143,20 @@ class ChildServer:
     async def lost(self, incarnation: int, *, patience: float = 5.0) -> bool:
         """Did this incarnation die, or does it within ``patience`` seconds? Tells a failed request from a dead engine.
 
-        Errors run ahead of the death that caused them: vLLM answers 500 for most of a second before it ends.
+        Errors run ahead of the death that caused them: vLLM, its engine dead, answers 500 for a second, or for half a
+        minute on a busy host, before it ends. So as long as it does not call itself well the answer is waited for.
         """
-        with suppress(TimeoutError):
-            async with asyncio.timeout(patience):
-                while not self._is_lost(incarnation):
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + patience
+        while not self._is_lost(incarnation):
+            if loop.time() >= give_up and not self._ill:
+                return False
+            if patience:
+                self._doubted.set()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_STARTING_POLL):
                     await self._changed.wait()
-        return self._is_lost(incarnation)
+        return True
 
     async def stop(self) -> None:
         """End it and all its processes, within ``patience.stop`` seconds and a moment.
@@ -199,6 +210,7 @@ class ChildServer:
         """One life, from start to end; returns how it ended."""
         self._lines.clear()
         self.incarnation += 1
+        self._ill = False
         self._become(ServerState.STARTING)
         if not self._choose_port():
             return f"cannot have port {self._wanted_port}: it is in use"
@@ -239,10 +251,18 @@ class ChildServer:
             log.info("The %s server is ready at %s.", self.name, self.base_url)
             heard = loop.time()
             while loop.time() - heard <= self._patience.silence:
-                await asyncio.sleep(min(_SERVING_POLL, self._patience.silence / 4))
-                if await self._is_ready(session):
+                await self._pause_between_polls()
+                self._ill = not await self._is_ready(session)
+                if not self._ill:
                     heard = loop.time()
             return f"gave no good answer on {self._ready_path} for {self._patience.silence:g} s"
+
+    async def _pause_between_polls(self) -> None:
+        await asyncio.sleep(min(_STARTING_POLL, self._patience.silence / 4))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(_SERVING_POLL, self._patience.silence / 4)):
+                await self._doubted.wait()
+        self._doubted.clear()
 
     async def _is_ready(self, session: aiohttp.ClientSession) -> bool:
         try:

@@ -1,8 +1,9 @@
 """A server process that behaves as vLLM's does, but starts in half a second: it dies, sleeps, says its limits.
 
 ``python -m tests.fakes.vllm_process --port N --journal FILE``; every other option of vLLM's is let pass. A prompt with
-``[[stub die=1]]`` kills it, and so does any request while it sleeps. Every start, question, sleep and death is a line
-of the journal, which outlives it.
+``[[stub die=1]]`` kills it, and so does any request while it sleeps; one with ``[[stub break=7]]`` kills its engine,
+once: it answers 500 and calls itself unwell for seven seconds before it ends. Every start, question, sleep and death is
+a line of the journal, which outlives it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class VllmStub(StubLLM):
         self._journal = journal
         self._max_num_seqs = max_num_seqs
         self._asleep = False
+        self._broken = False
 
     def note(self, line: str) -> None:
         with self._journal.open("a", encoding="utf-8") as journal:
@@ -44,6 +46,12 @@ class VllmStub(StubLLM):
         if self._asleep:
             self.note("asked in its sleep")
             os._exit(3)
+        if "[[stub break=7]]" in prompt and "breaks" not in self._journal.read_text():
+            self.note("breaks")
+            self._broken = True
+            asyncio.get_running_loop().call_later(7, os._exit, 0)
+        if self._broken:
+            return web.json_response({"error": {"message": "EngineCore encountered an issue."}}, status=500)
         if "[[stub die=1]]" in prompt:
             await asyncio.sleep(self.latency)
             self.note("dies")
@@ -51,7 +59,7 @@ class VllmStub(StubLLM):
         return await super()._answer(request)
 
     async def _health(self, request: web.Request) -> web.Response:
-        return web.Response()
+        return web.Response(status=503 if self._broken else 200)
 
     async def _version(self, request: web.Request) -> web.Response:
         return web.json_response({"version": "0.0.1"})

@@ -65,11 +65,11 @@ def _stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stages]:
     journal = tmp_path / "journal"
     lanes: list[Lane] = []
 
-    def start(*arguments: str, in_flight: int | None = None, patience: Patience = QUICK) -> Stage:
+    def start(*arguments: str, in_flight: int | None = None, patience: Patience = QUICK, attempts: int = 3) -> Stage:
         monkeypatch.setattr(ServerEngine, "patience", patience)
         python = as_python(tmp_path, journal)
         engine = VllmEngine(EngineSpec("vllm", model="weights", python=str(python), arguments=arguments))
-        lane = Lane(engine, policy=POLICY, in_flight=in_flight)
+        lane = Lane(engine, policy=replace(POLICY, attempts=attempts), in_flight=in_flight)
         lanes.append(lane)
         lane.start()
         return Stage(engine, lane, journal)
@@ -125,6 +125,12 @@ def test_kill_9_in_the_middle_fails_nobody(stage: Stages) -> None:
     started.wait_for_questions(24)
     started.kill()
     assert outcomes(asking) == ["ok"] * 64
+    assert started.count("starts") == 2
+
+
+def test_a_server_that_answers_500_for_a_while_before_it_ends_fails_nobody(stage: Stages) -> None:
+    started = stage(in_flight=8, attempts=1)
+    assert outcomes(ask(started, "break [[stub break=7]]", *many(20))) == ["ok"] * 21
     assert started.count("starts") == 2
 
 
