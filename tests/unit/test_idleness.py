@@ -1,0 +1,85 @@
+"""When a worker counts as idle, and what is done about it, on a clock that the test moves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tasks.idleness import Idleness, IdleWatch
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+class Told:
+    """Stands where the lane and the worker are; what it was told."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def sleep(self) -> None:
+        self.words.append("sleep")
+
+    def end(self) -> None:
+        self.words.append("end")
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+def watch(idleness: Idleness, told: Any, *, sleep: float | None = None, leave: float | None = None) -> IdleWatch:
+    return IdleWatch(idleness, told, sleep=sleep, leave=leave, end=told.end)
+
+
+def test_a_worker_that_runs_a_shard_is_not_idle_however_long_it_takes(clock: Clock) -> None:
+    idleness = Idleness(clock)
+    with idleness.busy():
+        with idleness.busy():
+            clock.seconds += 50
+        assert idleness.seconds == 0
+    clock.seconds += 3
+    assert idleness.seconds == 3
+
+
+def test_it_ends_after_its_time_and_not_before(clock: Clock, told: Told) -> None:
+    looking = watch(Idleness(clock), told, leave=10)
+    clock.seconds += 9
+    looking.look()
+    assert told.words == []
+    clock.seconds += 1
+    looking.look()
+    assert told.words == ["end"]
+
+
+def test_it_is_put_to_sleep_once_for_each_time_without_work(clock: Clock, told: Told) -> None:
+    idleness = Idleness(clock)
+    looking = watch(idleness, told, sleep=5)
+    for _ in range(3):
+        clock.seconds += 5
+        looking.look()
+    assert told.words == ["sleep"]
+    with idleness.busy():
+        looking.look()
+    clock.seconds += 5
+    looking.look()
+    assert told.words == ["sleep", "sleep"]
+
+
+def test_without_a_limit_nothing_happens(clock: Clock, told: Told) -> None:
+    looking = watch(Idleness(clock), told)
+    clock.seconds += 1e9
+    looking.look()
+    assert told.words == []
