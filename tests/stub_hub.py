@@ -101,6 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.refuse(self.hub.status, "")
         elif parts[:2] == ["api", "models"]:
             self.describe("/".join(parts[2:4]), "/".join(parts[5:]))
+        elif parts[2:3] != ["resolve"]:
+            self.refuse(404, "")
         else:
             self.give("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
 
