@@ -21,12 +21,14 @@ from synthgen.run_shard import Worker
 from synthgen.settings import Settings, load_settings
 from synthgen.upkeep import run_upkeep
 from synthgen.workers import AUTO
+from tasks.gpu_memory import GpuMemory
 from tasks.idleness import Idleness, IdleWatch
 from tasks.registrar import Registrar, beat_interval, registered
 from tasks.wiring import connect, engine_spec, make_lane, open_worker
 
 logger = logging.getLogger(__name__)
 
+_ON_OUR_GPUS = ("vllm", "server")
 _LOOK = 1.0
 """Seconds between two looks at whether there is work."""
 
@@ -70,6 +72,7 @@ def start(*, concurrency: int) -> None:
             pool=settings.pool,
             every=beat_interval(settings.lease),
             on_gone=leave,
+            gpu_memory=GpuMemory(settings.gpus) if spec.kind in _ON_OUR_GPUS else None,
         )
         stack.enter_context(registered(registrar))
         registrar.warm()

@@ -51,7 +51,7 @@ class Registrar:
         pool: str,
         every: float,
         on_gone: Callable[[str], None],
-        gpu_memory: Callable[[], int | None] = lambda: None,
+        gpu_memory: Callable[[], int | None] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
@@ -172,7 +172,7 @@ class Registrar:
             capacity=lane.in_flight,
             requests_per_second=per_second[0],
             tokens_per_second=per_second[1],
-            gpu_memory=self._gpu_memory(),
+            gpu_memory=None if self._gpu_memory is None else self._gpu_memory(),
             started_at=moment,
             beat_at=moment,
         )
