@@ -145,7 +145,8 @@ class Cluster:
     def results(self, batch_id: str, *options: object, expect: int = 0) -> list[dict[str, Any]]:
         """What ``synthgen results`` prints, line by line."""
         done = self.cli("results", batch_id, *options, expect=expect)
-        return [orjson.loads(line) for line in done.stdout.splitlines()]
+        # A model may well say U+0085 or U+2028, at which splitlines() would break a line that JSON does not.
+        return [orjson.loads(line) for line in done.stdout.split("\n") if line]
 
     # ---- processes
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +115,11 @@ def served_by(worker: Process) -> dict[str, int]:
     """Process ids of the worker's vLLM: ``server`` answers HTTP, ``engine`` computes."""
     found = {}
     for process in psutil.Process(worker.pid).children(recursive=True):
-        if process.cmdline()[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]:
-            found["server"] = process.pid
-        elif "EngineCore" in " ".join(process.cmdline()):
-            found["engine"] = process.pid
+        with suppress(psutil.Error):  # it has just ended
+            if process.cmdline()[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]:
+                found["server"] = process.pid
+            elif "EngineCore" in " ".join(process.cmdline()):
+                found["engine"] = process.pid
     return found
 
 
@@ -222,5 +224,5 @@ def test_a_batch_of_embeddings(pools: Pools, gsm8k: Path, tmp_path: Path) -> Non
 
     vectors = [line["response"]["body"]["data"][0]["embedding"] for line in lines]
     assert {len(vector) for vector in vectors} == {128}
-    assert vectors[:30] == pytest.approx(vectors[30:])
-    assert len({tuple(vector) for vector in vectors}) >= 30
+    assert vectors[:30] == vectors[30:]  # equal texts are asked once
+    assert len({tuple(vector) for vector in vectors}) == 30
