@@ -63,7 +63,7 @@ class Settings(BaseModel):
     queue_prefix: str = Field("synthgen", min_length=1, description="Queues are named <prefix>.<pool>.")
     database_patience: float = Field(300.0, ge=0, description="How long a worker waits for a database that is away.")
 
-    pool: str = Field("default", min_length=1, description="Pool that submit sends to and worker works for.")
+    pool: str = Field("default", min_length=1, description="Pool of workers; if set, submit sends there too.")
     shards: int | None = Field(None, ge=1, description="Shards that a worker runs at once; default by in_flight.")
     engine: str | None = Field(None, description="Engine of run and worker: openai, litellm, mock, vllm, server.")
     model: str | None = Field(None, description="Model for requests that name none.")
