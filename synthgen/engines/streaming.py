@@ -13,8 +13,8 @@ from synthgen.request import CHAT, COMPLETIONS, Request
 
 _WHOLE: Final = {"chat.completion.chunk": "chat.completion"}
 """What a chunk calls itself, and the whole."""
-_GENERATED: Final = ("content", "text", "tool_calls", "reasoning_content", "reasoning", "refusal", "function_call")
-"""Fields of a choice or its delta in which a model's tokens arrive."""
+_GENERATED: Final = ("content", "tool_calls", "reasoning_content", "reasoning", "refusal", "function_call")
+"""Fields of a chat's delta in which a model's tokens arrive."""
 _SAID_ONCE: Final = frozenset({"role", "id", "type", "name", "finish_reason", "stop_reason"})
 """Strings that are told whole, by some servers with every chunk; all others come in pieces."""
 _NEVER_STREAMED: Final = ("prompt_logprobs", "best_of", "use_beam_search")
@@ -99,7 +99,7 @@ class StreamedReply:
     def _add(self, choice: dict[str, Any], now: float) -> None:
         index = choice["index"]
         delta = choice.pop("delta", None) or {}
-        if any(delta.get(name) or choice.get(name) for name in _GENERATED) or choice.get("finish_reason"):
+        if not self._chat or choice.get("finish_reason") or _brings_tokens(delta):
             self._first.setdefault(index, now)
             self._last[index] = now
         if index not in self._choices:
@@ -120,6 +120,11 @@ def can_stream(request: Request) -> bool:
 def as_streaming(body: dict[str, Any]) -> dict[str, Any]:
     """The body that asks for the same as a stream, with the engine's own token counts at its end."""
     return {**body, "stream": True, "stream_options": {"include_usage": True}}
+
+
+def _brings_tokens(delta: dict[str, Any]) -> bool:
+    """Not the chunk that only opens a message; but a token may well have no text of its own: half a character."""
+    return any(delta.get(name) for name in _GENERATED) or bool(delta and "role" not in delta)
 
 
 def _merge(whole: dict[str, Any], piece: dict[str, Any]) -> None:

@@ -188,6 +188,14 @@ def test_the_first_token_is_the_first_text_and_not_the_role() -> None:
     assert played((10.1, chunk(piece(role="assistant", content="")))).ttft_ms() is None
 
 
+def test_a_token_without_text_of_its_own_counts_as_one() -> None:
+    opening = (10.1, chunk(piece(role="assistant", content="")))
+    stream = played(opening, (10.2, chunk(piece(content=""))), (10.3, chunk(piece(content="ü", end="stop"))))
+    assert (stream.ttft_ms(), stream.itl_ms(2)) == (200.0, 100.0)
+    text = {"index": 0, "text": "", "finish_reason": None}
+    assert played((10.4, {**COMMON, "choices": [text]}), url=COMPLETIONS).ttft_ms() == 400.0
+
+
 def test_the_time_between_tokens_is_by_the_engines_count_whatever_the_chunks_hold() -> None:
     stream = played(
         (10.2, chunk(piece(content="a"))), (10.5, chunk(piece(content="bcd"))), (10.6, chunk(piece(end="stop")))
