@@ -106,9 +106,10 @@ def _run_batch(vllm: Vllm, source: Path, target: Path) -> float:
 
 @contextmanager
 def _server(vllm: Vllm, port: int) -> Iterator[None]:
+    """As our worker starts it: without a log line for each request."""
     command = [
         str(vllm.python), "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port),
-        "--model", str(vllm.model), *vllm.arguments,
+        "--model", str(vllm.model), "--disable-uvicorn-access-log", *vllm.arguments,
     ]  # fmt: skip
     with subprocess.Popen(command, env=vllm.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
