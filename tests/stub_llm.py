@@ -5,7 +5,8 @@ In a test: ``with StubLLM(latency=0.02) as stub: ... stub.url, stub.counts()``. 
 
 A prompt may script its own fate with a marker ``[[stub NAME=VALUE ...]]``: ``status=500,429,200`` (one for each time it
 is asked, the last one for ever after; ``drop`` closes the connection, ``broken`` sends no JSON, ``truncate`` sends half
-a reply, ``empty`` sends nothing, ``error`` an error inside a 200), ``code=NAME`` (the error's code), ``retry_after=1``
+a reply, ``empty`` sends nothing, ``error`` an error inside a 200, ``abort`` a 200 cut off as vLLM does when it is
+ended), ``code=NAME`` (the error's code), ``retry_after=1``
 (header of every refusal), ``latency=0.5``, ``pretty=1`` (JSON over several lines), ``gap=0.01`` (between the events of
 a stream).
 
@@ -36,7 +37,7 @@ PATHS = {
     "/v1/responses": "input",
 }
 _MARKER = re.compile(r"\[\[stub ([^\]]*)\]\]")
-_FATES = ("drop", "broken", "truncate", "empty", "error")
+_FATES = ("drop", "broken", "truncate", "empty", "error", "abort")
 
 
 def answer_to(prompt: str) -> str:
@@ -183,12 +184,12 @@ class StubLLM:
         if fate == "drop":
             request.transport.close()
             return web.Response()
-        if body.get("stream") and fate in ("200", "truncate", "error"):
+        if body.get("stream") and fate in ("200", "truncate", "error", "abort"):
             return await self._stream(fate, request, prompt, body)
         content = orjson.dumps(
             {"error": {"message": "Upstream failed.", "code": int(script.get("code", 502))}}
             if fate == "error"
-            else reply_to(request.path, body, prompt),
+            else _ended(fate, reply_to(request.path, body, prompt)),
             option=orjson.OPT_INDENT_2 if script.get("pretty") else None,
         )
         if fate == "truncate":
@@ -208,7 +209,7 @@ class StubLLM:
         headers = {"x-request-id": f"req_{sum(self.asked.values())}", "Content-Type": "text/event-stream"}
         reply = web.StreamResponse(headers=headers)
         await reply.prepare(request)
-        events = chunks_of(reply_to(request.path, body, prompt))
+        events = chunks_of(_ended(fate, reply_to(request.path, body, prompt)))
         if fate == "truncate":
             events = events[:2]
         if fate == "error":
@@ -289,6 +290,14 @@ def chunks_of(reply: dict[str, Any]) -> list[dict[str, Any]]:
         events += [{**common, "choices": [{"index": index, "finish_reason": None, **piece}]} for piece in said]
         events.append({**common, "choices": [{"index": index, "finish_reason": choice["finish_reason"], **last}]})
     return [*events, {**common, "choices": [], "usage": reply["usage"]}]
+
+
+def _ended(fate: str, reply: dict[str, Any]) -> dict[str, Any]:
+    """The reply, or what vLLM makes of it when it is ended in the middle."""
+    if fate == "abort":
+        for choice in reply["choices"]:
+            choice["finish_reason"] = "abort"
+    return reply
 
 
 def _script(prompt: str) -> dict[str, str]:

@@ -139,6 +139,9 @@ class OpenAIEngine(Unmanaged):
         return self._counted(one_line(body, value), value, headers)
 
     def _counted(self, body: bytes, value: Mapping[str, Any], headers: Mapping[str, str]) -> Reply:
+        """vLLM answers 200 with half a text and ``abort`` when it is ended: that must be neither kept nor cached."""
+        if any(choice.get("finish_reason") == "abort" for choice in value.get("choices") or ()):
+            raise self._bad_reply("cut off by the server")
         prompt_tokens, completion_tokens = usage_of(value)
         return Reply(
             body,

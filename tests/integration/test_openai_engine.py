@@ -105,7 +105,7 @@ def test_a_reply_over_several_lines_is_brought_onto_one(stub: StubLLM) -> None:
     assert orjson.loads(body)["object"] == "chat.completion"
 
 
-@pytest.mark.parametrize("fate", ["broken", "truncate", "empty"])
+@pytest.mark.parametrize("fate", ["broken", "truncate", "empty", "abort"])
 def test_a_200_without_a_whole_json_body_may_be_asked_again(stub: StubLLM, fate: str) -> None:
     error = refused(stub, chat(f"[[stub status={fate}]]"))
     assert isinstance(error, RetryableError)
