@@ -102,9 +102,12 @@ class Lane:
     def start(self) -> None:
         """Start the thread and the engine. Raises FatalError when the engine cannot work."""
         self._thread.start()
+        starting = asyncio.run_coroutine_threadsafe(self.engine.start(), self._loop)
         try:
-            self._call(self.engine.start())
+            starting.result()
         except BaseException:
+            starting.cancel()  # where we were interrupted, it is still under way
+            self._call(self.engine.close())
             self._stop_loop()
             raise
         self.in_flight = self._wanted_in_flight or self.engine.in_flight

@@ -401,6 +401,7 @@ def test_an_engine_that_cannot_start_stops_the_lane_with_its_sentence() -> None:
     with pytest.raises(FatalError, match="package is missing"):
         lane.start()
     lane.close()
+    assert engine.closed == 1
 
 
 def test_health_is_the_engines(lane_with: Lanes) -> None:
