@@ -29,6 +29,7 @@ broker_url = _settings.broker_url or "filesystem://"
 broker_transport_options = {"confirm_publish": True} if _settings.broker_url else _on_files(_settings.home / "queue")
 broker_connection_retry_on_startup = True
 broker_channel_error_retry = True
+broker_heartbeat = 10  # a worker that hangs or is cut off must not keep messages for longer than its lease
 broker_connection_max_retries = None  # a worker waits for its broker for as long as it takes
 result_backend = _settings.redis_url
 task_ignore_result = True

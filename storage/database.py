@@ -29,8 +29,12 @@ _SCHEMES: Final = frozenset({"postgres", "postgresql", "postgresql+psycopg"})
 _POLICY: Final = RetryPolicy(base=0.05, cap=2.0)
 _SETTLING: Final = 10.0
 """Seconds after an outage until everybody has had the time to come back: some of the policy's pauses."""
-_PASSING: Final = frozenset({"25006", "40001", "40P01", "53100", "53300", "57P01", "57P02", "57P03", "57P05"})
-"""SQLSTATEs worth another try: standby, serialisation, deadlock, full disk, too many connections, stop, start."""
+_PASSING: Final = frozenset({"25006", "25P03", "40001", "40P01", "53100", "53300", "57P01", "57P02", "57P03", "57P05"})
+"""SQLSTATEs worth another try: standby, idled too long, serialisation, deadlock, full disk, too many connections, stop,
+start."""
+_IDLE: Final = "10s"
+"""What a transaction may wait for its client. One that is frozen or cut off would keep its locks, and with them others
+from the same rows of the cache, for hours."""
 _VICTIM: Final = frozenset({"40001", "40P01"})
 """Those of them that another transaction has caused: the server is well."""
 _REFUSED: Final = ("password authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry")
@@ -69,6 +73,7 @@ class Database:
                 "tcp_user_timeout": 30_000,
             },
         )
+        sa.event.listen(self.engine, "connect", _limit_idleness)
 
     def run(self, work: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """``work`` in one transaction; again from its beginning while the server is away or picked us as a victim.
@@ -140,6 +145,13 @@ class Database:
             ) from error
         if sqlstate not in _VICTIM:
             self._note_absence(said)
+
+
+def _limit_idleness(connection: psycopg.Connection[Any], _record: object) -> None:
+    """Not by a start-up option: poolers such as PgBouncer refuse those."""
+    connection.autocommit = True
+    connection.execute(f"set idle_in_transaction_session_timeout = '{_IDLE}'")
+    connection.autocommit = False
 
 
 def driver_of(connection: sa.Connection) -> psycopg.Connection[tuple[Any, ...]]:

@@ -35,7 +35,9 @@ def runs_again(shard: Shards, codes: sa.ColumnElement[Any]) -> sa.ColumnElement[
     )
 
 
-def back_to_pending(chosen: Callable[[Shards], sa.ColumnElement[bool]], codes: sa.ColumnElement[Any]) -> sa.Update:
+def back_to_pending(
+    chosen: Callable[[Shards], sa.ColumnElement[bool]], codes: sa.ColumnElement[Any], *, skip_locked: bool = False
+) -> sa.Update:
     """Shards that wait for an attempt again; they count what an earlier round answered and ``codes`` let stay."""
     old = shards.alias("old")
     stays = _staying_counts(old, codes)
@@ -43,7 +45,7 @@ def back_to_pending(chosen: Callable[[Shards], sa.ColumnElement[bool]], codes: s
         sa.select(old.c.batch_id, old.c.number, *(stays.c[name] for name in COUNT_FIELDS))
         .select_from(old.join(batches, batches.c.id == old.c.batch_id).join(stays, sa.true()))
         .where(chosen(old))
-        .with_for_update(of=old)
+        .with_for_update(of=old, skip_locked=skip_locked)
         .subquery("picked")
     )
     return (
@@ -108,7 +110,8 @@ def _lost(old: Shards) -> sa.ColumnElement[bool]:
     return sa.and_(in_states(old.c.state, _GIVEN_BACK), sa.or_(silent, named))
 
 
-_rescue = back_to_pending(_lost, batches.c.retry_codes).returning(shards.c.batch_id)
+# One that is locked is just being written: by its worker, or by a frozen one that must not stop upkeep.
+_rescue = back_to_pending(_lost, batches.c.retry_codes, skip_locked=True).returning(shards.c.batch_id)
 
 
 def rescue(connection: sa.Connection, owners: Sequence[str], *, settled: Callable[[], bool]) -> list[str]:

@@ -46,14 +46,21 @@ def test_a_broken_engine_pauses_the_batch_and_resume_goes_on_once_it_is_mended(
     assert refused <= 2 * 3 * 16  # what the first shards had in flight
 
 
+def begin_slowly(cluster: Cluster, stub: StubLLM, source: Path) -> str:
+    """A batch with some answers, and so slow from now on that a command finds it in the middle."""
+    stub.latency = 0.2
+    batch = cluster.submit(source, *PROMPT, "--shard-requests", 40)
+    until("some are answered", lambda: stub.counts()["answered"] > 40)
+    stub.latency = 2.0
+    return batch
+
+
 def test_a_paused_batch_asks_nothing_and_a_resumed_one_asks_the_rest(
     cluster: Cluster, stub: StubLLM, questions: Callable[[int], Path]
 ) -> None:
     source = questions(ROWS)
-    stub.latency = 0.3
     cluster.worker("--base-url", stub.url, *ENGINE, SYNTHGEN_RESEND_AFTER="300")
-    batch = cluster.submit(source, *PROMPT, "--shard-requests", 40)
-    cluster.wait_for_answers(batch, 40)
+    batch = begin_slowly(cluster, stub, source)
 
     cluster.cli("pause", batch)
     stub.latency = 0.05
@@ -75,10 +82,8 @@ def test_a_cancelled_batch_keeps_what_it_has_and_retry_asks_only_the_rest(
     cluster: Cluster, stub: StubLLM, questions: Callable[[int], Path]
 ) -> None:
     source = questions(ROWS)
-    stub.latency = 0.3
     cluster.worker("--base-url", stub.url, *ENGINE, SYNTHGEN_RESEND_AFTER="300")
-    batch = cluster.submit(source, *PROMPT, "--shard-requests", 40)
-    cluster.wait_for_answers(batch, 40)
+    batch = begin_slowly(cluster, stub, source)
 
     cluster.cli("cancel", batch)
     stub.latency = 0.05

@@ -134,7 +134,7 @@ def test_a_worker_that_is_stopped_gives_back_its_shards_and_nothing_is_asked_twi
     assert "Traceback" not in leaving.log
     assert left > 0, "there was no middle any more"
     assert not asked_again(stub)
-    assert "shards rescued" not in staying.log  # handed over, not found
+    assert f"shards rescued: batch={batch}" not in staying.log  # handed over, not found
     assert_every_row_is_there(cluster, batch, source)
 
 

@@ -91,6 +91,29 @@ def test_just_after_an_outage_a_lease_that_ran_out_means_nothing(database: Datab
     elsewhere.close()
 
 
+def test_a_client_that_freezes_in_a_transaction_does_not_hold_up_the_others(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.database._IDLE", "300ms")
+    frozen = Database(database_url, pool_size=1)
+    with frozen.engine.connect() as connection:
+        connection.execute(sa.text("insert into turns values ('contested', now())"))
+        assert PostgresBatchStore(database).take_turn("contested", every=60)
+        connection.invalidate()
+    frozen.close()
+
+
+def test_rescue_passes_over_a_shard_that_somebody_is_writing(database: Database, database_url: str) -> None:
+    store = PostgresBatchStore(database)
+    shards = some_shards(2)
+    batch = store.create(some_batch(shards), shards, [])
+    claimed(store, batch.id, number=0)
+    with psycopg.connect(database_url) as connection:
+        connection.execute("update shards set lease_until = now() where batch_id = %s and number = 0", [batch.id])
+        assert batch.id not in store.rescue(owners=store.owners())
+    assert batch.id in store.rescue()
+
+
 def test_a_statement_that_is_wrong_is_not_tried_again(database: Database) -> None:
     work, tries = failing_once(lambda connection: connection.execute(sa.text("select 1 / 0")))
     with pytest.raises(sa.exc.DataError):
