@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def test_an_idle_worker_ends_and_the_queue_keeps_work_for_the_next(
     cluster.wait(batch)
 
     assert first.ends(timeout=20) == 0
-    assert "no work for 2 s: the worker ends" in first.log
+    assert re.search(r"no work for \d+ s: the worker ends", first.log)
     assert "Traceback" not in first.log
 
     batch = cluster.submit(source, *PROMPT, "--set", "seed=1")
