@@ -135,6 +135,7 @@ def test_workers_wait_for_a_database_that_is_away(
         for worker in cluster.processes:
             worker.says("database away")
         until("every lease has lapsed, twice", lambda: time.time() > cut + 8, timeout=10)
+        stub.latency = 0.05
         proxy.mend()
 
         assert_whole(cluster, batch, source)
@@ -154,6 +155,7 @@ def test_workers_wait_for_storage_that_is_away(
         proxy.cut()
         cut = time.time()
         until("seals have met the outage", lambda: time.time() > cut + 5, timeout=10)
+        stub.latency = 0.05
         proxy.mend()
 
         assert_whole(cluster, batch, source)
