@@ -1,7 +1,8 @@
 """vLLM as the worker's child: its OpenAI server on loopback, every flag passed on untouched.
 
 The server and not the Python engine, because its HTTP surface is stable across versions, a crash of it is no crash of
-the worker, and one server with one asynchronous client was faster than vLLM's own batch runner where we measured.
+the worker, and every serving feature of vLLM is there. What that costs or gains beside vLLM's own batch runner is
+measured by ``make bench-vllm``.
 """
 
 from __future__ import annotations
