@@ -23,6 +23,9 @@ NEVER_RAN: Final = {
 }
 """Error codes of requests that were never asked, with their messages."""
 
+_MOST_TOKENS: Final = 2**31 - 1
+"""More than any call uses; the stores keep no larger number."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -89,13 +92,22 @@ def _of_label(label: str) -> tuple[str, str | None, str | None]:
 
 
 def usage_of(body: Mapping[str, Any]) -> tuple[int, int]:
-    """Prompt and completion tokens of a reply's body in any of the endpoints' words; 0 where it does not say."""
+    """Prompt and completion tokens of a reply's body in any of the endpoints' words; 0 where it gives no number.
+
+    Servers send all sorts of things here, and an answer that is paid for must not be lost for what it says of its size.
+    """
     usage = body.get("usage")
     if not isinstance(usage, dict):
         return 0, 0
-    prompt = usage.get("prompt_tokens") or usage.get("input_tokens") or 0
-    completion = usage.get("completion_tokens") or usage.get("output_tokens") or 0
+    prompt = _count(usage.get("prompt_tokens")) or _count(usage.get("input_tokens"))
+    completion = _count(usage.get("completion_tokens")) or _count(usage.get("output_tokens"))
     return prompt, completion
+
+
+def _count(value: object) -> int:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else 0
 
 
 def never_ran(line: int, custom_id: str, code: str) -> Response:

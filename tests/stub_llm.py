@@ -5,8 +5,8 @@ In a test: ``with StubLLM(latency=0.02) as stub: ... stub.url, stub.counts()``. 
 
 A prompt may script its own fate with a marker ``[[stub NAME=VALUE ...]]``: ``status=500,429,200`` (one for each time it
 is asked, the last one for ever after; ``drop`` closes the connection, ``broken`` sends no JSON, ``truncate`` sends half
-a reply, ``empty`` sends nothing, ``error`` an error inside a 200, ``abort`` a 200 cut off as vLLM does when it is
-ended), ``code=NAME`` (the error's code), ``retry_after=1``
+a reply, ``empty`` sends nothing, ``hollow`` an object that answers nothing, ``error`` an error inside a 200, ``abort``
+a 200 cut off as vLLM does when it is ended), ``code=NAME`` (the error's code), ``retry_after=1``
 (header of every refusal), ``latency=0.5``, ``pretty=1`` (JSON over several lines), ``gap=0.01`` (between the events of
 a stream).
 
@@ -37,7 +37,7 @@ PATHS = {
     "/v1/responses": "input",
 }
 _MARKER = re.compile(r"\[\[stub ([^\]]*)\]\]")
-_FATES = ("drop", "broken", "truncate", "empty", "error", "abort")
+_FATES = ("drop", "broken", "truncate", "empty", "hollow", "error", "abort")
 
 
 def answer_to(prompt: str) -> str:
@@ -198,7 +198,7 @@ class StubLLM:
             await reply.write(content[: len(content) // 2])
             request.transport.close()
             return reply
-        content = {"broken": b"<html>busy</html>", "empty": b""}.get(fate, content)
+        content = {"broken": b"<html>busy</html>", "empty": b"", "hollow": b'{"detail":"busy"}'}.get(fate, content)
         if fate == "200":
             self.answers[prompt].append(time.time())
         headers = {"x-request-id": f"req_{sum(self.asked.values())}"}

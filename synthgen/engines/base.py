@@ -81,7 +81,7 @@ class Engine(Protocol):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The model names that it serves, known once it is started; ``*`` where it passes every name on."""
+        """The model names that it serves, one at least once it is started; ``*`` where it passes every name on."""
 
     @property
     def version(self) -> str | None:

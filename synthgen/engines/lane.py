@@ -38,6 +38,8 @@ __all__ = ["Asking", "Lane"]
 ENOUGH_FAILURES: Final = 10
 """So many requests that used up their attempts in a row, and no success since their first try: the engine is broken."""
 
+_BUG: Final = "engine_error"
+
 _ABOUT_A_MODEL: Final = frozenset({403, 404})
 
 _CANCEL_PATIENCE: Final = 5.0
@@ -188,7 +190,9 @@ class Lane:
         self._given_up = 0
         self._limited = 0
         self._silent_since: float | None = None
-        self._hold: asyncio.TimerHandle | None = None
+        self._hold: asyncio.Handle | None = None
+        self._held_until = 0.0
+        """Kept here, because a handle of uvloop's does not always know when it is due."""
 
     def _admit(self, asking: Asking) -> None:
         if self._closing:
@@ -220,6 +224,8 @@ class Lane:
     def _retire(self, asking: Asking) -> None:
         if asking.settle() and asking in self._unfinished:
             self._unfinished.remove(asking)
+            if not self._unfinished:
+                self._silent_since = None  # silence counts only while somebody waits for a reply
 
     async def _shut(self, grace: float) -> None:
         self._closing = True
@@ -278,7 +284,7 @@ class Lane:
             asking.tasks.add(task)
             started = perf_counter()
             try:
-                outcome = await self._try(job.request)
+                outcome = await self._try(job)
                 self._settle(job, outcome, round((perf_counter() - started) * 1000))
             finally:  # cancelled or not, and only after the response is delivered
                 asking.outstanding -= 1
@@ -288,14 +294,21 @@ class Lane:
                 if self._sent == 0 and self._suspects.any:
                     self._sort_out()
 
-    async def _try(self, request: Request) -> Reply | EngineError:
+    async def _try(self, job: Job) -> Reply | EngineError:
         try:
-            return await self.engine.generate(request)
+            return await self.engine.generate(job.request)
         except EngineError as error:
             return error
+        except asyncio.CancelledError:
+            if job.asking.stopped:  # before we cancel, we stop: any other cancellation comes from inside the engine
+                raise
+            return RetryableError(f"The {self.name} engine broke the request off.", code=_BUG)
         except Exception as error:
-            log.exception("engine raised what it must not", extra={"engine": self.name, "custom_id": request.custom_id})
-            return EngineError(f"The {self.name} engine failed unexpectedly: {error!r}.", code="engine_error")
+            log.exception("engine raised what it must not", extra=self._about(job))
+            return EngineError(f"The {self.name} engine failed unexpectedly: {error!r}.", code=_BUG)
+
+    def _about(self, job: Job) -> dict[str, str]:
+        return {"engine": self.name, "custom_id": job.request.custom_id}
 
     def _note_sending(self, job: Job) -> None:
         if job.tries == 0:
@@ -307,30 +320,42 @@ class Lane:
     # ---- the loop's thread: outcomes
 
     def _settle(self, job: Job, outcome: Reply | EngineError, latency_ms: int) -> None:
-        if isinstance(outcome, Reply):
+        """Never raises: a request with neither answer nor failure would keep its shard from ever ending."""
+        try:
+            if isinstance(outcome, Reply):
+                self._succeed(job, outcome, latency_ms)
+            else:
+                self._fail(job, outcome, latency_ms)
+        except Exception as error:
+            log.exception("an outcome cannot be taken in", extra=self._about(job))
+            fault = EngineError(f"What the {self.name} engine gave cannot be taken in: {error!r}.", code=_BUG)
+            job.asking.deliver(_failure(job, fault, latency_ms, self._made_by))
+
+    def _succeed(self, job: Job, reply: Reply, latency_ms: int) -> None:
+        self._note_reply()
+        self._tokens += reply.prompt_tokens + reply.completion_tokens
+        self._successes += 1
+        self._given_up = self._limited = 0
+        job.asking.deliver(_success(job, reply, latency_ms, self._made_by))
+
+    def _fail(self, job: Job, error: EngineError, latency_ms: int) -> None:
+        if error.status_code is not None:
             self._note_reply()
-            self._successes += 1
-            self._tokens += outcome.prompt_tokens + outcome.completion_tokens
-            self._given_up = self._limited = 0
-            job.asking.deliver(_success(job, outcome, latency_ms, self._made_by))
-            return
-        if outcome.status_code is not None:
-            self._note_reply()
-        match outcome:
+        match error:
             case FatalError():
-                self._stop_for(job, outcome)
+                self._stop_for(job, error)
             case PermanentError():
-                job.asking.deliver(_failure(job, outcome, latency_ms, self._made_by))
+                job.asking.deliver(_failure(job, error, latency_ms, self._made_by))
             case RateLimited():
-                self._again(job, outcome, latency_ms, self._pause(outcome.retry_after))
+                self._again(job, error, latency_ms, self._pause(error.retry_after))
             case EngineLost():
                 self._suspects.lost(job)
             case Unreachable():
-                self._after_silence(job, outcome, latency_ms)
+                self._after_silence(job, error, latency_ms)
             case RetryableError():
-                self._use_up(job, outcome, latency_ms)
+                self._use_up(job, error, latency_ms)
             case _:
-                self._give_up(job, outcome, latency_ms)
+                self._give_up(job, error, latency_ms)
 
     def _sort_out(self) -> None:
         """All are back after a death of the engine, or after a part of the suspects came through."""
@@ -383,20 +408,23 @@ class Lane:
         self._again(job, error, latency_ms, min(left, backoff(self._policy, job.unreached, rng=self._rng)))
 
     def _pause(self, retry_after: float | None) -> float:
-        """Hold the whole lane for a rate limit; returns seconds until it goes on."""
+        """Hold the whole lane for a rate limit; returns seconds until it goes on.
+
+        What the provider says never shortens our own back-off: to wait for nothing would be to ask without end.
+        """
         now = self._loop.time()
-        held = max(0.0, self._hold.when() - now) if self._hold is not None else 0.0
-        if retry_after is None:
-            if self._hold is not None:  # one of many in flight that met the same limit
-                return held
+        wait = retry_after or 0.0
+        if self._hold is None:
             self._limited += 1
-            retry_after = backoff(self._policy, self._limited, rng=self._rng)
-        if self._hold is not None:
-            if retry_after <= held:
+            wait = max(wait, backoff(self._policy, self._limited, rng=self._rng))
+        else:  # one of many in flight that met the same limit
+            held = max(0.0, self._held_until - now)
+            if wait <= held:
                 return held
             self._hold.cancel()
-        self._hold = self._loop.call_later(retry_after, self._go_on)
-        return retry_after
+        self._held_until = now + wait
+        self._hold = self._loop.call_later(wait, self._go_on)
+        return wait
 
     def _go_on(self) -> None:
         self._hold = None
@@ -409,8 +437,8 @@ class Lane:
         if self._loop.time() + delay > job.deadline:
             self._give_up(job, error, latency_ms)
             return
-        job.asking.waiting += 1
         self._loop.call_later(delay, self._due, job)
+        job.asking.waiting += 1
 
     def _due(self, job: Job) -> None:
         asking = job.asking

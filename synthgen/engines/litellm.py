@@ -18,7 +18,7 @@ from typing import Any, Final
 import orjson
 
 from synthgen.engines.base import EngineSpec, Unmanaged
-from synthgen.engines.openai import base_url, one_line, provider_of
+from synthgen.engines.openai import base_url, fault_of, one_line, provider_of
 from synthgen.engines.refusals import Refusal, classify
 from synthgen.errors import EngineError, FatalError, PermanentError, RetryableError, Unreachable
 from synthgen.request import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Request
@@ -55,6 +55,7 @@ class LiteLLMEngine(Unmanaged):
         host = provider_of(base_url(spec.base_url)) if spec.base_url else "litellm"
         self.provider = spec.provider or host
         self.in_flight = spec.in_flight or 64
+        self._shown = spec.base_url or "The provider"
         self._spec = spec
         self._litellm: ModuleType | None = None
         given = {"api_base": spec.base_url, "api_key": spec.api_key}
@@ -91,7 +92,7 @@ class LiteLLMEngine(Unmanaged):
             answer = await call(**{**body, **self._fixed})
         except Exception as error:
             raise self._typed(error, body.get("model")) from error
-        return self._reply(answer, str(body.get("model")))
+        return self._reply(answer, request.url, str(body.get("model")))
 
     async def close(self) -> None:
         if self._litellm is None:
@@ -103,9 +104,11 @@ class LiteLLMEngine(Unmanaged):
             await GLOBAL_LOGGING_WORKER.stop()
         await asyncio.sleep(0)  # let the transports close before the loop does
 
-    def _reply(self, answer: Any, model: str) -> Reply:
+    def _reply(self, answer: Any, url: str, model: str) -> Reply:
         text = answer.model_dump_json(warnings=False).encode()
         value = orjson.loads(text)
+        if fault := fault_of(value, url):
+            raise RetryableError(f"{self._shown} answered, but the body is {fault}.", code="bad_reply")
         prompt_tokens, completion_tokens = usage_of(value)
         cost = self._spec.cost(prompt_tokens, completion_tokens)
         return Reply(
@@ -125,7 +128,7 @@ class LiteLLMEngine(Unmanaged):
             return None
 
     def _typed(self, error: Exception, model: str | None) -> EngineError:
-        return typed_error(error, url=self._spec.base_url or "The provider", model=model)
+        return typed_error(error, url=self._shown, model=model)
 
 
 def typed_error(error: Exception, *, url: str, model: str | None) -> EngineError:

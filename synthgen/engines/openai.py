@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -20,7 +20,7 @@ from synthgen.engines.base import EngineSpec, Unmanaged
 from synthgen.engines.refusals import Refusal, classify, status_within
 from synthgen.engines.streaming import BrokenStream, StreamedError, StreamedReply, as_streaming, can_stream
 from synthgen.errors import BadInput, EngineError, FatalError, RetryableError, Unreachable
-from synthgen.request import INPUT_FIELD, Request
+from synthgen.request import CHAT, COMPLETIONS, EMBEDDINGS, INPUT_FIELD, RESPONSES, Request
 from synthgen.response import TIMED_OUT, Reply, usage_of
 
 OPENAI: Final = "https://api.openai.com/v1"
@@ -31,6 +31,14 @@ _HEALTH: Final = 10.0
 """Seconds for the answer to a health check."""
 _IDLE: Final = 4.0
 """Seconds that a connection is kept unused: uvicorn and vLLM close theirs after five, and no request must meet that."""
+
+_ANSWERS: Final[Mapping[str, tuple[str, str]]] = {
+    CHAT: ("choices", "message"),
+    COMPLETIONS: ("choices", "text"),
+    EMBEDDINGS: ("data", "embedding"),
+    RESPONSES: ("output", "type"),
+}
+"""Where a reply of each endpoint has its answers, and the field without which one is none."""
 
 
 class OpenAIEngine(Unmanaged):
@@ -100,7 +108,7 @@ class OpenAIEngine(Unmanaged):
             raise self._bad_reply(str(error)) from error
         except StreamedError as error:
             raise self._error_within(error.error, error.chunk, request, reply.headers) from error
-        whole = self._counted(orjson.dumps(value), value, reply.headers)
+        whole = self._counted(orjson.dumps(value), value, request, reply.headers)
         return replace(whole, ttft_ms=stream.ttft_ms(), itl_ms=stream.itl_ms(whole.completion_tokens))
 
     async def health(self) -> None:
@@ -136,12 +144,11 @@ class OpenAIEngine(Unmanaged):
             raise self._bad_reply("not a JSON object")
         if error := value.get("error"):
             raise self._error_within(error, body, request, headers)
-        return self._counted(one_line(body, value), value, headers)
+        return self._counted(one_line(body, value), value, request, headers)
 
-    def _counted(self, body: bytes, value: Mapping[str, Any], headers: Mapping[str, str]) -> Reply:
-        """vLLM answers 200 with half a text and ``abort`` when it is ended: that must be neither kept nor cached."""
-        if any(choice.get("finish_reason") == "abort" for choice in value.get("choices") or ()):
-            raise self._bad_reply("cut off by the server")
+    def _counted(self, body: bytes, value: Mapping[str, Any], request: Request, headers: Mapping[str, str]) -> Reply:
+        if fault := fault_of(value, request.url):
+            raise self._bad_reply(fault)
         prompt_tokens, completion_tokens = usage_of(value)
         return Reply(
             body,
@@ -209,6 +216,30 @@ def base_url(text: str) -> URL:
 def provider_of(url: URL) -> str:
     """Host, and port where it is given: who answers, in cache keys."""
     return f"{url.host}:{url.explicit_port}" if url.explicit_port else str(url.host)
+
+
+def fault_of(value: Mapping[str, Any], url: str) -> str | None:
+    """Why a reply under HTTP 200 is no whole answer, to complete "the body is …"; None where it is one.
+
+    Such a reply must be neither kept nor cached. An answer may well say nothing: beside tool calls a chat's content is
+    null, and vLLM's Responses API has an empty output where nothing was generated, for which its status vouches.
+    """
+    if url not in _ANSWERS:
+        return None
+    name, told_in = _ANSWERS[url]
+    parts = value.get(name)
+    status = value.get("status") if url == RESPONSES else None
+    if status not in (None, "completed", "incomplete"):
+        return f"no finished answer, but {_clipped(status)}"
+    if not _is_list_of(parts, told_in) or not (parts or status):
+        return f"without {name}: {_clipped(value)}"
+    if any(part.get("finish_reason") == "abort" for part in parts):  # vLLM, ended in the middle, gives half a text
+        return "cut off by the server"
+    return None
+
+
+def _is_list_of(parts: object, field: str) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(parts, list) and all(isinstance(part, dict) and part.get(field) is not None for part in parts)
 
 
 def one_line(body: bytes, value: object) -> bytes:

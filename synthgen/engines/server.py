@@ -6,10 +6,12 @@ flight when the child died comes back as EngineLost: nobody's fault until the la
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 import aiohttp
+import orjson
 
 from synthgen.engines.base import EngineSpec
 from synthgen.engines.child_server import ChildServer, Patience, ServerState
@@ -78,9 +80,10 @@ class ServerEngine:
 
     async def start(self) -> None:
         await self._child.start()
-        listed = await self.ask_child("/v1/models")
-        served = [str(item["id"]) for item in (listed or {}).get("data", [])]
-        self.models = tuple(served) or self.models
+        self.models = served_models(await self.ask_child("/v1/models")) or self.models
+        if not self.models:
+            message = f"The {self.name} server does not say at /v1/models which model it serves: give --model NAME."
+            raise FatalError(message, code="no_model")
         self.in_flight = self._spec.in_flight or await self.appetite()
 
     async def appetite(self) -> int:
@@ -114,10 +117,21 @@ class ServerEngine:
             await self._client.close()
         await self._child.stop()
 
-    async def ask_child(self, path: str) -> dict[str, Any] | None:
-        """What the server says of itself at ``path``, None where it does not know the path."""
-        async with aiohttp.ClientSession(timeout=_ASKED) as session, session.get(self._child.base_url + path) as reply:
-            return dict(await reply.json(content_type=None)) if reply.status == 200 else None
+    async def ask_child(self, path: str) -> dict[str, Any]:
+        """What the server says of itself at ``path``; nothing where it does not know the path, or says no JSON object.
+
+        Raises FatalError when there is no reply.
+        """
+        url = self._child.base_url + path
+        try:
+            async with aiohttp.ClientSession(timeout=_ASKED) as session, session.get(url) as reply:
+                said = orjson.loads(await reply.read()) if reply.status == 200 else None
+        except orjson.JSONDecodeError:
+            said = None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            message = f"The {self.name} server was ready, but did not answer at {path} ({error!r})."
+            raise FatalError(message, code="engine_gone") from error
+        return said if isinstance(said, dict) else {}
 
     async def tell_child(self, path: str) -> bool:
         """POST to the server; whether it knew what to do."""
@@ -135,9 +149,16 @@ class ServerEngine:
             if stale is not None:
                 await stale.close()
             self._client_url = self._child.base_url
-            model = self._spec.model if self._spec.model in self.models or not self.models else self.models[0]
+            model = self._spec.model if self._spec.model in self.models else self.models[0]
             spec = replace(self._spec, base_url=self._client_url, model=model, provider=self.provider)
             client = OpenAIEngine(spec)
             await client.start()
             self._client = client
         return self._client
+
+
+def served_models(listed: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names in what ``/v1/models`` says, as far as it is a list of models."""
+    items = listed.get("data")
+    named = [item.get("id") for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+    return tuple(name for name in named if isinstance(name, str) and name)

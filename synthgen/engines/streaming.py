@@ -170,9 +170,10 @@ def _is_indexed(value: object) -> bool:
 def _without_indexes(choice: dict[str, Any]) -> None:
     """An unstreamed reply has its tool calls in order and without their places, and null for an empty content."""
     message = choice.get("message") or {}
-    calls = message.get("tool_calls")
+    calls = message.get("tool_calls") or []
     if calls:
+        message["content"] = message["content"] or None
+    if _is_indexed(calls):  # some servers send each call whole, and say no place
         calls.sort(key=lambda call: call["index"])
         for call in calls:
             del call["index"]
-        message["content"] = message["content"] or None

@@ -19,7 +19,7 @@ import aiohttp
 
 from synthgen.engines.base import EngineSpec
 from synthgen.engines.server import ServerEngine
-from synthgen.errors import BadInput
+from synthgen.errors import BadInput, FatalError
 from synthgen.models import PulledModel, resolve_model
 from synthgen.request import Request
 from synthgen.response import Reply
@@ -47,6 +47,7 @@ class VllmEngine(ServerEngine):
         weights = spec.model if self._pulled is None else str(self._pulled.folder)
         own = ["--model", weights, "--host", "127.0.0.1", "--port", "{port}"]
         own += ["--disable-uvicorn-access-log"]  # a line a request, in its log and then in ours
+        own += ["--performance-mode", "throughput"]  # nobody waits for one row; what comes later wins
         if self._pulled is not None and argument("--served-model-name", spec.arguments) is None:
             own += ["--served-model-name", spec.model]
         return [python, "-m", "vllm.entrypoints.openai.api_server", *own, *spec.arguments]
@@ -67,14 +68,14 @@ class VllmEngine(ServerEngine):
 
     async def start(self) -> None:
         await super().start()
-        said = await self.ask_child("/version")
-        self.version = str(said["version"]) if said else None
+        version = (await self.ask_child("/version")).get("version")
+        self.version = str(version) if version else None
 
     async def appetite(self) -> int:
         """Twice what vLLM runs at once, over all its engines; its arguments tell where it does not say itself."""
-        said = {}
-        with suppress(aiohttp.ClientError, TimeoutError, ValueError):  # good to know, no reason not to start
-            said = await self.ask_child("/server_info?config_format=json") or {}
+        said: Mapping[str, Any] = {}
+        with suppress(FatalError):  # good to know, no reason not to start
+            said = await self.ask_child("/server_info?config_format=json")
         given = argument("--max-num-seqs", self._spec.arguments) or ""
         running = most_running(said) or (int(given) if given.isdigit() else 0)
         return running * (1 + _WAITING_PER_RUNNING) or self.default_in_flight

@@ -130,6 +130,16 @@ def test_errors_become_the_same_as_with_the_openai_engine(
     assert (type(error), error.code) == (kind, code)
 
 
+def test_a_200_that_answers_nothing_may_be_asked_again(stub: StubLLM) -> None:
+    hollow = "[[stub status=hollow]]"
+    for asked in (
+        at("/v1/completions", model="text-completion-openai/small", prompt=hollow),
+        at("/v1/embeddings", input=hollow),
+    ):
+        error = refused(stub, asked)
+        assert (type(error), error.code) == (RetryableError, "bad_reply")
+
+
 def test_a_rate_limit_tells_how_long_to_wait(stub: StubLLM) -> None:
     error = refused(stub, chat("[[stub status=429 retry_after=7]]"))
     assert isinstance(error, RateLimited)

@@ -105,11 +105,17 @@ def test_a_reply_over_several_lines_is_brought_onto_one(stub: StubLLM) -> None:
     assert orjson.loads(body)["object"] == "chat.completion"
 
 
-@pytest.mark.parametrize("fate", ["broken", "truncate", "empty", "abort"])
+@pytest.mark.parametrize("fate", ["broken", "truncate", "empty", "hollow", "abort"])
 def test_a_200_without_a_whole_json_body_may_be_asked_again(stub: StubLLM, fate: str) -> None:
     error = refused(stub, chat(f"[[stub status={fate}]]"))
     assert isinstance(error, RetryableError)
     assert error.code == "bad_reply"
+
+
+def test_a_200_that_answers_nothing_is_told_with_what_it_says(stub: StubLLM) -> None:
+    assert refused(stub, chat("[[stub status=hollow]]")).message == (
+        f'{stub.url} answered HTTP 200, but the body is without choices: {{"detail":"busy"}}.'
+    )
 
 
 def test_an_error_inside_a_200_counts_as_the_status_it_names(stub: StubLLM) -> None:

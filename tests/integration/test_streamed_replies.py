@@ -78,15 +78,15 @@ def test_endpoints_that_do_not_stream_are_asked_plainly(stub: StubLLM, url: str)
     assert reply.ttft_ms is None
 
 
-@pytest.mark.parametrize("fate", ["truncate", "drop", "error"])
+@pytest.mark.parametrize("fate", ["truncate", "abort", "drop", "error"])
 def test_a_stream_that_breaks_off_may_be_asked_again(stub: StubLLM, fate: str) -> None:
     with pytest.raises(EngineError) as caught:
         ask(stub, chat(f"[[stub status={fate}]]"))
     assert isinstance(caught.value, RetryableError)
-    assert caught.value.code == {"truncate": "bad_reply", "drop": "connection_error"}.get(fate, "http_502")
+    assert caught.value.code == {"drop": "connection_error", "error": "http_502"}.get(fate, "bad_reply")
 
 
-@pytest.mark.parametrize("fate", ["broken", "empty"])
+@pytest.mark.parametrize("fate", ["broken", "empty", "hollow"])
 def test_a_server_that_does_not_stream_is_judged_by_its_body(stub: StubLLM, fate: str) -> None:
     with pytest.raises(RetryableError) as caught:
         ask(stub, chat(f"[[stub status={fate}]]"))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from synthgen.engines.base import EngineSpec
-from synthgen.engines.openai import OpenAIEngine, base_url, one_line, provider_of
+from synthgen.engines.openai import OpenAIEngine, base_url, fault_of, one_line, provider_of
 from synthgen.errors import BadInput, FatalError
+from synthgen.request import CHAT, COMPLETIONS, EMBEDDINGS, INPUT_FIELD, RESPONSES
 
 
 @pytest.mark.parametrize(
@@ -67,3 +69,49 @@ def test_a_proxy_is_used_for_other_hosts_and_never_for_this_one(monkeypatch: pyt
 def test_a_body_on_one_line_is_passed_on_as_it_came() -> None:
     assert one_line(b'{ "a":  1.0 }', {"a": 1.0}) == b'{ "a":  1.0 }'
     assert one_line(b'{\n"a": 1}\n', {"a": 1}) == b'{"a":1}'
+
+
+def said(**message: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", **message}}]}
+
+
+@pytest.mark.parametrize(
+    ("url", "body"),
+    [
+        (CHAT, said(content="Hello.")),
+        (CHAT, said(content="")),
+        (CHAT, said(content=None, tool_calls=[{"id": "t1"}])),
+        (CHAT, said(content=None, refusal="No.")),
+        (CHAT, {"choices": 2 * said(content="Hello.")["choices"]}),
+        (COMPLETIONS, {"choices": [{"index": 0, "text": "", "finish_reason": "stop"}]}),
+        (EMBEDDINGS, {"data": [{"embedding": [0.5]}, {"embedding": "AAAAPw=="}]}),
+        (RESPONSES, {"status": "completed", "output": [{"type": "message"}]}),
+        (RESPONSES, {"status": "incomplete", "output": []}),
+        (RESPONSES, {"output": [{"type": "message"}]}),
+        ("/v1/something/else", {}),
+    ],
+)
+def test_an_answer_is_one_even_where_it_says_little(url: str, body: dict[str, Any]) -> None:
+    assert fault_of(body, url) is None
+
+
+@pytest.mark.parametrize("url", INPUT_FIELD)
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"detail": "upstream overloaded"},
+        {"choices": [], "data": [], "output": []},
+        {"choices": None, "data": None, "output": None},
+        {"choices": {"a": 1}, "data": "a", "output": 1},
+        {"choices": ["a"], "data": [None], "output": [1]},
+        {"choices": [{"finish_reason": None, "message": None, "text": None}], "data": [{}], "output": [{}]},
+    ],
+)
+def test_an_object_that_answers_nothing_is_no_answer_of_any_endpoint(url: str, body: dict[str, Any]) -> None:
+    assert "without" in (fault_of(body, url) or "")
+
+
+@pytest.mark.parametrize("status", ["queued", "in_progress", "cancelled", "failed"])
+def test_a_response_that_has_not_come_to_its_end_is_no_answer(status: str) -> None:
+    assert fault_of({"status": status, "output": [{"type": "message"}]}, RESPONSES)

@@ -9,7 +9,7 @@ import pytest
 from synthgen.engines.base import EngineSpec
 from synthgen.engines.vllm import VllmEngine, argument, most_running
 from synthgen.errors import BadInput
-from synthgen.settings import Settings
+from synthgen.settings import Settings, load_settings
 from tasks.wiring import engine_spec
 
 
@@ -47,6 +47,11 @@ def test_without_a_model_it_is_refused() -> None:
 def test_its_server_is_its_own() -> None:
     with pytest.raises(BadInput, match="leave out --base-url"):
         VllmEngine(EngineSpec("vllm", model="m", base_url="http://x/v1"))
+
+
+def test_an_address_that_is_meant_for_other_tools_does_not_keep_it_from_starting() -> None:
+    settings = load_settings({"OPENAI_BASE_URL": "http://x/v1", "SYNTHGEN_ENGINE": "vllm", "SYNTHGEN_MODEL": "m"})
+    VllmEngine(engine_spec(settings))
 
 
 def test_a_worker_that_is_to_sleep_starts_a_vllm_that_can() -> None:

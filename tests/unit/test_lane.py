@@ -8,7 +8,7 @@ from collections.abc import Awaitable
 
 import pytest
 
-from synthgen.engines.lane import ENOUGH_FAILURES, Asking, Lane
+from synthgen.engines.lane import ENOUGH_FAILURES, Asking, Lane, new_loop
 from synthgen.errors import FatalError, PermanentError, RateLimited, RetryableError, Unreachable
 from synthgen.request import Request
 from synthgen.response import TIMED_OUT, Reply, Response
@@ -182,6 +182,27 @@ def test_a_longer_retry_after_lengthens_a_pause_that_has_begun(lane_with: Lanes)
     assert [engine.times(f"r{n}")[-1] for n in (1, 2, 3)] == pytest.approx([31, 31, 31])
 
 
+@pytest.mark.parametrize("named", [0.0, 0.001])
+def test_a_wait_of_next_to_nothing_is_no_wait_and_the_pause_grows_as_without_it(lane_with: Lanes, named: float) -> None:
+    limited = RateLimited("Slow down.", retry_after=named)
+    engine = ScriptedEngine(lambda request, number: limited if number < 4 else Reply(b"{}"))
+    assert all_of(lane_with(engine).ask([request(1)]))["r1"].succeeded
+    assert engine.times("r1") == pytest.approx([0, 0.5, 1.5, 3.5])
+
+
+def test_rate_limits_without_any_wait_lose_no_request_on_the_loop_that_workers_use() -> None:
+    pytest.importorskip("uvloop")
+    limited = RateLimited("Slow down.", retry_after=0.0)
+    engine = ScriptedEngine(lambda request, number: failing(0, limited) if number == 1 else Reply(b"{}"))
+    lane = Lane(engine, policy=RetryPolicy(), in_flight=3, make_loop=new_loop, rng=lambda: 0.0)
+    lane.start()
+    try:
+        found = all_of(lane.ask(requests(3)))
+    finally:
+        lane.close()
+    assert [found[f"r{n}"].succeeded for n in (1, 2, 3)] == [True, True, True]
+
+
 def test_a_rate_limit_past_the_deadline_fails_the_request(lane_with: Lanes) -> None:
     engine = ScriptedEngine(lambda request, number: RateLimited("Slow down.", retry_after=3600, body=b"{}"))
     response = all_of(lane_with(engine, deadline=900).ask([request(1)]))["r1"]
@@ -262,6 +283,32 @@ def test_an_endpoint_that_comes_back_in_time_costs_no_attempts(lane_with: Lanes)
     assert all(response.succeeded for response in found.values())
 
 
+def test_silence_that_nobody_waited_through_does_not_count(lane_with: Lanes) -> None:
+    asked: list[Asking] = []
+    sent = threading.Event()
+
+    def answer(request: Request, number: int) -> Awaitable[Reply] | Exception:
+        if request.line == 1:
+            return NO_REPLY
+        sent.set()
+        return paused_for_an_hour()
+
+    async def paused_for_an_hour() -> Reply:
+        await once(lambda: bool(asked) and asked[0].stopped, then=3600)
+        raise NO_REPLY
+
+    engine = ScriptedEngine(answer)
+    lane = lane_with(engine, unreachable_after=60)
+    asked.append(lane.ask(requests(2)))
+    assert sent.wait(PATIENCE)
+    asked[0].stop()
+    assert all_of(asked[0]) == {}
+
+    engine.answer = lambda request, number: NO_REPLY
+    assert all_of(lane.ask([request(1, name="again")])) == {}
+    assert engine.times("again1")[-1] - engine.times("again1")[0] == pytest.approx(60, abs=0.1)
+
+
 def test_a_request_that_breaks_its_connection_while_others_are_answered_uses_up_attempts(lane_with: Lanes) -> None:
     def answer(request: Request, number: int) -> Awaitable[Reply]:
         return breaks() if request.line == 1 else after(0.4)
@@ -310,6 +357,26 @@ def test_a_bug_in_an_engine_fails_the_request_and_is_logged(lane_with: Lanes, ca
     assert found["r1"].error_code == "engine_error"
     assert "KeyError('choices')" in (found["r1"].error_message or "")
     assert "KeyError" in caplog.text
+
+
+def test_a_reply_that_the_lane_cannot_take_in_fails_its_request_and_is_logged(
+    lane_with: Lanes, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = Reply(b"{}", prompt_tokens="many")  # type: ignore[arg-type]  # as a server may say it
+    engine = ScriptedEngine(lambda request, number: odd if request.line == 1 else Reply(b"{}"))
+    found = all_of(lane_with(engine).ask(requests(2)))
+    assert found["r2"].succeeded
+    assert found["r1"].error_code == "engine_error"
+    assert "TypeError" in caplog.text
+
+
+def test_a_request_that_the_engine_cancels_by_itself_is_asked_again(lane_with: Lanes) -> None:
+    async def cancelled() -> Reply:
+        raise asyncio.CancelledError
+
+    engine = ScriptedEngine(lambda request, number: cancelled() if number == 1 else Reply(b"{}"))
+    response = all_of(lane_with(engine).ask([request(1)]))["r1"]
+    assert (response.succeeded, response.attempts) == (True, 2)
 
 
 def test_stop_lets_what_is_in_flight_finish_and_sends_nothing_more(lane_with: Lanes) -> None:

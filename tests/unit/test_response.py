@@ -198,10 +198,16 @@ def test_a_body_on_another_way_of_writing_keeps_its_meaning() -> None:
         ({}, (0, 0)),
         (None, (0, 0)),
         ("many", (0, 0)),
+        ({"prompt_tokens": 12.0, "completion_tokens": 3.5}, (12, 0)),
+        ({"prompt_tokens": "12", "input_tokens": 4, "completion_tokens": [3]}, (4, 0)),
+        ({"prompt_tokens": -1, "completion_tokens": True}, (0, 0)),
+        ({"prompt_tokens": 10**12, "completion_tokens": 1e300}, (0, 0)),
     ],
 )
 def test_usage_is_understood_in_any_endpoints_words(usage: object, tokens: tuple[int, int]) -> None:
-    assert usage_of({"usage": usage}) == tokens
+    found = usage_of({"usage": usage})
+    assert found == tokens
+    assert [type(count) for count in found] == [int, int]
 
 
 def test_a_body_without_usage_used_nothing_that_we_know_of() -> None:

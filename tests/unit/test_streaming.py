@@ -78,6 +78,16 @@ def test_tool_calls_come_in_pieces_and_lose_their_places() -> None:
     assert body["choices"][0]["message"] == answer(content=None, tool_calls=[weather, time])
 
 
+def test_tool_calls_that_come_whole_and_without_places_are_kept_in_their_order() -> None:
+    weather, time = ({"id": name, "type": "function", "function": {"name": name}} for name in ("weather", "time"))
+    body = whole(
+        chunk(piece(role="assistant", content="")),
+        chunk(piece(tool_calls=[weather])),
+        chunk(piece(tool_calls=[time], end="tool_calls")),
+    )
+    assert body["choices"][0]["message"] == answer(content=None, tool_calls=[weather, time])
+
+
 def test_logprobs_are_strung_together() -> None:
     def said(token: str) -> dict[str, Any]:
         return {"token": token, "logprob": -0.5, "bytes": [1], "top_logprobs": []}
