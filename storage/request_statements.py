@@ -15,7 +15,7 @@ from synthgen.errors import NotFound
 from synthgen.ports import ErrorGroup, RequestRow, StoredRequest
 from synthgen.request import Rejected
 from synthgen.response import CANCELLED, EXPIRED, NEVER_RAN
-from synthgen.states import BatchState, ShardState
+from synthgen.states import ShardState
 
 _ROW = [requests.c[name] for name in RequestRow._fields]
 _STORED = (
@@ -113,7 +113,7 @@ def _never_ran_group(connection: sa.Connection, batch: Batch) -> ErrorGroup | No
     count, line = connection.execute(query).one()
     if not count:
         return None
-    code = CANCELLED if batch.state in (BatchState.CANCELLING, BatchState.CANCELLED) else EXPIRED
+    code = EXPIRED if batch.out_of_time else CANCELLED
     return ErrorGroup(code, int(count), NEVER_RAN[code], line, "")
 
 

@@ -16,8 +16,9 @@ import zstandard
 
 from storage.database import Database, driver_of
 from storage.rows import storable, utc
-from storage.tables import cache_claims, cache_entries
+from storage.tables import batches, cache_claims, cache_entries, in_states
 from synthgen.ports import CacheEntry, CacheStats
+from synthgen.states import UNFINISHED
 
 _ZSTD_LEVEL: Final = 3
 
@@ -227,11 +228,13 @@ def _put_values(entries: Iterable[CacheEntry]) -> dict[str, Any]:
 
 
 def _drop_oldest(connection: sa.Connection, max_bytes: int) -> int:
-    """The newest entries that fit together stay."""
+    """The newest entries that fit together stay, and all that an unfinished batch may go on from."""
     entry = cache_entries.c
+    begun = sa.select(sa.func.min(batches.c.started_at)).where(in_states(batches.c.state, UNFINISHED)).scalar_subquery()
     if (connection.execute(sa.select(sa.func.sum(entry.size))).scalar_one() or 0) <= max_bytes:
         return 0
     newest_first = sa.func.sum(entry.size).over(order_by=[entry.created_at.desc(), entry.key])
-    running = sa.select(entry.key, newest_first.label("so_far")).subquery("running")
-    surplus = sa.select(running.c.key).where(running.c.so_far > max_bytes)
+    running = sa.select(entry.key, entry.created_at, newest_first.label("so_far")).subquery("running")
+    spare = sa.or_(begun.is_(None), running.c.created_at < begun)
+    surplus = sa.select(running.c.key).where(running.c.so_far > max_bytes, spare)
     return connection.execute(sa.delete(cache_entries).where(entry.key.in_(surplus))).rowcount

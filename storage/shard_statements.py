@@ -52,17 +52,25 @@ def all_ended(connection: sa.Connection, batch_id: str) -> bool:
 
 
 def cancel_unstarted(connection: sa.Connection, batch_id: str) -> int:
-    """Their requests count as failed from now on; those that an earlier round answered keep its outcome."""
-    earlier = {name: sa.cast(shards.c.result_counts[name].astext, shards.c[name].type) for name in COUNT_FIELDS}
-    counts = {name: sa.func.coalesce(value, 0) for name, value in earlier.items()}
-    counts["failed"] = sa.func.coalesce(earlier["failed"], shards.c.requests)
     untouched = [
         shards.c.batch_id == batch_id,
         in_states(shards.c.state, leaving(SHARD_MOVES, _S.CANCELLED) - {_S.RUNNING}),
         shards.c.attempts == 0,
     ]
-    update = sa.update(shards).where(*untouched).values(state=str(_S.CANCELLED), ended_at=sa.func.now(), **counts)
-    return connection.execute(update).rowcount
+    return connection.execute(sa.update(shards).where(*untouched).values(**_cancelled())).rowcount
+
+
+def give_up(connection: sa.Connection, token: int) -> None:
+    held = [shards.c.token == token, in_states(shards.c.state, leaving(SHARD_MOVES, _S.CANCELLED) & {_S.RUNNING})]
+    connection.execute(sa.update(shards).where(*held).values(**_cancelled(), owner=None, lease_until=None))
+
+
+def _cancelled() -> dict[str, Any]:
+    """Their requests count as failed from now on; those that an earlier round answered keep its outcome."""
+    earlier = {name: sa.cast(shards.c.result_counts[name].astext, shards.c[name].type) for name in COUNT_FIELDS}
+    counts = {name: sa.func.coalesce(value, 0) for name, value in earlier.items()}
+    counts["failed"] = sa.func.coalesce(earlier["failed"], shards.c.requests)
+    return {"state": str(_S.CANCELLED), "ended_at": sa.func.now(), **counts}
 
 
 _lock_batch = sa.select(batches.c.state).where(batches.c.id == sa.bindparam("of_batch")).with_for_update(key_share=True)
@@ -238,7 +246,13 @@ _heartbeat = _keep_alive()
 
 
 _held = sa.and_(_of_batch, shards.c.number == sa.bindparam("wanted"), shards.c.token == sa.bindparam("held_token"))
-_is_sealed = sa.select(sa.exists().where(_held, in_states(shards.c.state, [_S.DONE])))
+_is_sealed = sa.select(
+    sa.exists().where(
+        _of_batch,
+        shards.c.number == sa.bindparam("wanted"),
+        shards.c.result_key == sa.bindparam("new_result_key"),  # names our token, also when a retry has taken it away
+    )
+)
 _seal = (
     sa.update(shards)
     .where(_held, in_states(shards.c.state, leaving(SHARD_MOVES, _S.DONE)))
@@ -285,7 +299,7 @@ def owners(connection: sa.Connection) -> list[str]:
     return sorted(owner for owner in connection.execute(query).scalars() if owner is not None)
 
 
-def resend(connection: sa.Connection, older_than: float) -> list[tuple[str, int]]:
+def resend(connection: sa.Connection, older_than: float, pool: str | None) -> list[tuple[str, int]]:
     stale = (
         sa.update(shards)
         .where(
@@ -293,6 +307,7 @@ def resend(connection: sa.Connection, older_than: float) -> list[tuple[str, int]
             shards.c.queued_at <= sa.func.now() - timedelta(seconds=older_than),
             batches.c.id == shards.c.batch_id,
             in_states(batches.c.state, [BatchState.IN_PROGRESS]),
+            sa.true() if pool is None else batches.c.pool == pool,
         )
         .values(queued_at=sa.func.now())
         .returning(shards.c.batch_id, shards.c.number)

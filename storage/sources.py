@@ -5,12 +5,14 @@ Content is streamed in pieces of about 1 MiB and never held. What the lines mean
 
 from __future__ import annotations
 
+import io
 import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import zstandard
 
@@ -22,13 +24,13 @@ if TYPE_CHECKING:
     from storage.s3_objects import S3Objects
 
 _PIECE = 1 << 20
-_ZSTD_INPUT = 1 << 15
-"""zstd gives all that a piece of input holds at once: small pieces of input keep the output small."""
 _MAGIC_BYTES = 6
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = tuple(bytes([0x50 + n, 0x2A, 0x4D, 0x18]) for n in range(16))
+_END = b"whole until here"
+_END_FRAME = zstandard.ZstdCompressor(write_checksum=True).compress(_END)  # so that it does not end with its content
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive",
     b"\xfd7zXZ\x00": "xz",
@@ -223,20 +225,34 @@ def _gunzip(pieces: Pieces, name: str) -> Pieces:
 
 
 def _unzstd(pieces: Pieces, name: str) -> Pieces:
-    """All frames of a zstd file."""
-    frame = None
-    for piece in pieces:
-        for start in range(0, len(piece), _ZSTD_INPUT):
-            rest = piece[start : start + _ZSTD_INPUT]
-            while rest:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                try:
-                    content = frame.decompress(rest)
-                except zstandard.ZstdError as error:
-                    raise BadInput(f"{name} is damaged: its zstd content cannot be unpacked.") from error
-                if content:
-                    yield content
-                rest = frame.unused_data if frame.eof else b""
-                frame = None if frame.eof else frame
-    if frame is not None:
+    """All frames of a zstd file, and one more of our own: only after a whole frame does its content come out again."""
+    feed = _Feed(pieces)
+    reader = zstandard.ZstdDecompressor().stream_reader(cast("BinaryIO", feed), read_across_frames=True)
+    held = b""
+    try:
+        while content := reader.read(_PIECE - len(_END)):
+            held += content
+            yield held[: -len(_END)]
+            held = held[-len(_END) :]
+    except zstandard.ZstdError as error:
+        if not feed.ended:
+            raise BadInput(f"{name} is damaged: its zstd content cannot be unpacked.") from error
+    if held != _END:
         raise BadInput(f"{name} ends in the middle of its zstd content: it is not complete.")
+
+
+class _Feed(io.RawIOBase):
+    """Pieces as the file that zstandard reads from, which tells neither that a frame is cut off nor where one ends."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = chain(pieces, self._end())
+        self.ended = False
+
+    def read(self, _size: int = -1, /) -> bytes:
+        return next(self._pieces, b"")
+
+    def _end(self) -> Pieces:
+        """In two parts: after half a header zstd would take a frame that comes in one part for the next."""
+        self.ended = True
+        yield _END_FRAME[:1]
+        yield _END_FRAME[1:]

@@ -11,7 +11,7 @@ from functools import lru_cache
 from hashlib import blake2b
 
 from synthgen.batch import SHARED, Attempt, CacheMode, Counts, EngineIdentity
-from synthgen.errors import SynthgenError
+from synthgen.errors import InputChanged
 from synthgen.ports import CacheEntry, RequestRow, Services
 from synthgen.request import Request, cache_key, cache_scope, parameters_of, parse_line
 from synthgen.response import Response, output_line, read_output_line
@@ -111,7 +111,7 @@ class Answers:
         return [line for line in (self.requests if lines is None else lines) if line not in self.responses]
 
     def read(self) -> None:
-        """Parse the shard's byte range. Raises SynthgenError when its requests are not those counted at submit."""
+        """Parse the shard's byte range. Raises NotFound, InputChanged when its requests are not those of the submit."""
         shard, identity = self._attempt.shard, self._identity
         raw = self._services.objects.get(self._batch.input_key, start=shard.start, end=shard.end)
         rules = self._batch.options.rules(engine_model=identity.model if identity else None)
@@ -123,7 +123,7 @@ class Answers:
                     self.requests[number] = request
         if len(self.requests) != shard.requests:
             where = self._services.objects.url(self._batch.input_key)
-            raise SynthgenError(
+            raise InputChanged(
                 f"Shard {shard.number} of the stored input has {len(self.requests)} requests, not {shard.requests}: "
                 f"{where} was changed. Cancel this batch and submit it again."
             )
@@ -163,11 +163,20 @@ class Answers:
         for response in responses:
             self.settle(response)
 
-    def share(self, response: Response, lines: Iterable[int]) -> None:
-        """Give the failure of one to the lines that ask the very same."""
-        for line in lines:
-            request = self.requests[line]
-            self.settle(replace(response, line=line, custom_id=request.custom_id, attempts=0, latency_ms=0))
+    def share(self, response: Response, line: int) -> None:
+        """Give the outcome of one line to another that asks the very same; its success counts as cached there."""
+        self.settle(
+            replace(
+                response,
+                line=line,
+                custom_id=self.requests[line].custom_id,
+                cached=response.succeeded,
+                attempts=0,
+                latency_ms=0,
+                ttft_ms=None,
+                itl_ms=None,
+            )
+        )
 
     def results(self) -> tuple[list[RequestRow], bytes]:
         """The output lines in input order as one object, and a row for each that says where it is."""
@@ -211,6 +220,7 @@ class Answers:
 
     def _to_entry(self, response: Response) -> CacheEntry:
         assert response.body is not None
+        options = self._batch.options
         return CacheEntry(
             key=self._keys[response.line],
             namespace=self._batch.cache_namespace,
@@ -219,7 +229,7 @@ class Answers:
             prompt_tokens=response.prompt_tokens,
             completion_tokens=response.completion_tokens,
             cost=response.cost,
-            ttl=self._batch.options.cache_ttl,
+            ttl=None if options.cache is CacheMode.OFF else options.cache_ttl,  # the end of the batch removes it
             origin=origin(self._batch.id, response.line),
             attempts=response.attempts,
             latency_ms=response.latency_ms,

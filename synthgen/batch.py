@@ -147,6 +147,12 @@ class Batch:
     def checkpoint_namespace(self) -> str:
         return f"batch:{self.id}"
 
+    @property
+    def out_of_time(self) -> bool:
+        """Whether requests that never ran have the completion window to blame; if not, the batch was cancelled."""
+        cancelled = self.state in (BatchState.CANCELLING, BatchState.CANCELLED)
+        return self.state is BatchState.EXPIRED or (self.expires_at is not None and not cancelled)
+
 
 @dataclass(frozen=True, slots=True)
 class Counts:

@@ -60,19 +60,24 @@ _ENDINGS = frozenset({BatchState.IN_PROGRESS, BatchState.FINALIZING, BatchState.
 
 def _end(services: Services, batch: Batch) -> Batch:
     totals = _prove(batch, services.store.shards(batch.id))
+    if batch.state is BatchState.IN_PROGRESS and totals.never_ran and not batch.out_of_time:
+        batch = services.store.move(batch.id, BatchState.CANCELLING, reason=_LEFT_OUT)
     if batch.state is BatchState.CANCELLING:
         final = BatchState.CANCELLED
-    elif batch.state is BatchState.IN_PROGRESS and totals.never_ran and batch.expires_at is not None:
+    elif batch.state is BatchState.IN_PROGRESS and totals.never_ran:
         final = BatchState.EXPIRED
     else:
         final = BatchState.COMPLETED
         if batch.state is BatchState.IN_PROGRESS:
             services.store.move(batch.id, BatchState.FINALIZING)
     _write_manifest(services, batch, final, totals)
+    services.cache.purge(namespace=batch.checkpoint_namespace)  # first: nobody comes back to a batch that has ended
     ended = services.store.move(batch.id, final, reason=batch.reason)
-    services.cache.purge(namespace=batch.checkpoint_namespace)
     logger.info("batch ended: batch=%s status=%s succeeded=%d", batch.id, final, totals.counts.succeeded)
     return ended
+
+
+_LEFT_OUT = "Cancelled before; the last retry left out what never ran."
 
 
 @dataclass(slots=True)
@@ -82,10 +87,15 @@ class _Totals:
 
 
 def _prove(batch: Batch, shards: Iterator[ShardStatus]) -> _Totals:
-    """Sum the shards, holding each to exactly one response for each of its requests."""
+    """Sum the shards, holding each to exactly one response for each of its requests.
+
+    Raises StateConflict for one that has not ended, or no longer: a retry has begun since we looked.
+    """
     totals = _Totals()
     for status in shards:
         requests = status.shard.requests
+        if status.state not in (ShardState.DONE, ShardState.CANCELLED):
+            raise StateConflict(f"shard {status.shard.number} of {batch.id}", status.state, "count as ended")
         if status.state is ShardState.CANCELLED and status.result is None:
             totals.never_ran += requests
             totals.counts += Counts(failed=requests)

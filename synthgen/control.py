@@ -5,15 +5,19 @@ Each takes effect at once for what is not sent yet; running attempts hear of it 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from synthgen.batch import Batch
 from synthgen.completion import fill_window, finish_batch
 from synthgen.errors import StateConflict
+from synthgen.owner import dead_owners
 from synthgen.ports import Services
 from synthgen.run_shard import close_shards
 from synthgen.sharding import PREFIX
 from synthgen.states import ENDED, BatchState
+
+logger = logging.getLogger(__name__)
 
 
 def pause(services: Services, batch_id: str, *, reason: str = "Paused by the user.") -> Batch:
@@ -46,13 +50,23 @@ def cancel(services: Services, batch_id: str) -> Batch:
         return batch
     if batch.state is not BatchState.CANCELLING:
         batch = services.store.move(batch_id, BatchState.CANCELLING, reason="Cancelled by the user.")
-    return wind_down(services, batch)
+    rescue(services)  # where only ``run`` works there is no upkeep that would
+    return wind_down(services, batch, give_up=True)
 
 
-def wind_down(services: Services, batch: Batch) -> Batch:
-    """End all shards of a batch that is cancelling or past its window, as far as nobody runs them."""
+def rescue(services: Services) -> None:
+    """Give back the shards of workers that fell silent, or that lived on this machine and are gone."""
+    for batch_id in services.store.rescue(owners=dead_owners(services.store.owners())):
+        logger.info("shards rescued: batch=%s", batch_id)
+
+
+def wind_down(services: Services, batch: Batch, *, give_up: bool = False) -> Batch:
+    """End all shards of a batch that is cancelling or past its window, as far as nobody runs them.
+
+    Those whose input cannot be read are given up when a person has said so; else that is raised.
+    """
     services.store.cancel_unstarted(batch.id)
-    close_shards(services, batch.id)
+    close_shards(services, batch.id, give_up=give_up)
     return finish_batch(services, batch.id) or services.store.get(batch.id)
 
 

@@ -1,4 +1,4 @@
-"""Everything that synthgen raises on purpose, and which of it is worth another try.
+"""Everything that synthgen raises on purpose, so that each edge can tell what to do about it.
 
 A request that fails is data (a ``Response``), never an exception; exceptions are for shards, batches and services::
 
@@ -7,11 +7,12 @@ A request that fails is data (a ``Response``), never an exception; exceptions ar
     │   ├── BadSetting            … in the environment or synthgen.toml
     │   └── InvalidLines          … in the input file, with the first rejected lines
     ├── NotFound                  no such batch, shard, request or object
+    ├── InputChanged              the stored input is not what was submitted
     ├── StateConflict             it exists, but its state does not allow this
     ├── LostLease                 another attempt holds the shard now: stop and write nothing
-    ├── ServiceUnavailable        database, broker or object store does not answer (retryable)
-    └── EngineError               the boundary of the engines; never leaves the lane
-        ├── RetryableError        the same request may succeed later (retryable)
+    ├── ServiceUnavailable        database, broker or object store does not answer
+    └── EngineError               one call to an engine; the lane makes a response of it, unless it is fatal
+        ├── RetryableError        the same request may succeed later
         │   ├── RateLimited       429; says how long to wait
         │   ├── Unreachable       no reply at all: refused, reset, name not found
         │   └── EngineLost        the server that we supervise died with the request in flight
@@ -25,13 +26,10 @@ Exit codes and HTTP statuses are chosen at the edges, one table each.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 
 class SynthgenError(Exception):
     """Root of all errors that synthgen raises on purpose; its text is one sentence for the user."""
-
-    retryable: ClassVar[bool] = False
 
 
 class BadInput(SynthgenError):
@@ -61,6 +59,10 @@ class NotFound(SynthgenError):
     """No such batch, shard, request or object."""
 
 
+class InputChanged(SynthgenError):
+    """The stored input of a batch does not hold the requests that were counted when it was submitted."""
+
+
 class StateConflict(SynthgenError):
     """The thing exists, but its present state does not allow the wanted change."""
 
@@ -77,8 +79,6 @@ class LostLease(SynthgenError):
 
 class ServiceUnavailable(SynthgenError):
     """The database, the broker or the object store did not answer within our patience."""
-
-    retryable = True
 
 
 class EngineError(SynthgenError):
@@ -97,8 +97,6 @@ class EngineError(SynthgenError):
 
 class RetryableError(EngineError):
     """The same request may succeed later: 408, 5xx, time-out, broken reply."""
-
-    retryable = True
 
 
 class RateLimited(RetryableError):

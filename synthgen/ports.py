@@ -97,9 +97,10 @@ class Beat:
 class BatchStore(Protocol):
     """Batches, shards, request rows and rejected lines: the truth."""
 
-    def create(self, batch: Batch, shards: Sequence[Shard], rejected: Iterable[Rejected]) -> Batch:
+    def create(self, batch: Batch, shards: Iterable[Shard], rejected: Iterable[Rejected]) -> Batch:
         """Store a new batch with all its shards (``pending``) and rejected lines, all or nothing.
 
+        Both are streamed, and read once more when the transaction has to be tried again: no iterators, please.
         Returns the batch that now stands for this fingerprint: an older one, when it is unfinished and has the same.
         """
 
@@ -117,6 +118,15 @@ class BatchStore(Protocol):
 
     def list_batches(self, *, states: Iterable[BatchState] = tuple(BatchState), limit: int = 50) -> list[Progress]:
         """Newest first."""
+
+    def batches(self, states: Iterable[BatchState]) -> Iterator[Batch]:
+        """All in one of these states, oldest first, streamed, without the sums that ``Progress`` takes.
+
+        Each page is a reading of its own.
+        """
+
+    def is_overdue(self, batch_id: str) -> bool:
+        """Whether its completion window is over. Raises NotFound."""
 
     def progress(self, batch_id: str) -> Progress:
         """One consistent reading; running attempts count as of their last beat. Raises NotFound."""
@@ -153,18 +163,25 @@ class BatchStore(Protocol):
         """
 
     def all_ended(self, batch_id: str) -> bool:
-        """Whether every shard is done or cancelled."""
+        """Whether every shard is done or cancelled; so it is for a batch that does not exist."""
 
     def cancel_unstarted(self, batch_id: str) -> int:
         """Cancel the pending and queued shards that no attempt has touched; how many."""
 
+    def give_up(self, attempt: Attempt) -> None:
+        """Cancel a shard that can be neither run nor closed (running → cancelled), without the attempt's answers.
+
+        Its requests count as those of ``cancel_unstarted``; nothing happens when the lease is lost already.
+        """
+
     def reset_failed(self, batch_id: str, codes: Sequence[str] | None) -> int:
         """Make an ended batch run its failed requests (of these error codes; None: all) again.
 
-        In one transaction: cancelled shards and done shards with such failures become pending with ``attempts`` 0
-        and keep their result object; their counts keep only what stays; the batch becomes ``in_progress`` with
-        ``retry_codes`` set and no completion window. Returns how many requests will run; 0 changes nothing.
-        Raises NotFound, or StateConflict when the batch has not ended.
+        In one transaction: shards with such failures, and those that were cancelled untouched where a code of
+        ``response.NEVER_RAN`` is among ``codes``, become pending with ``attempts`` 0 and keep their result object;
+        their counts keep only what stays; the batch becomes ``in_progress`` with ``retry_codes`` set and no
+        completion window (one as long as the first, when it had expired and what never ran stays so). Returns how many
+        requests will run; 0 changes nothing. Raises NotFound, or StateConflict when the batch has not ended.
         """
 
     def delete(self, batch_id: str) -> None:
@@ -207,8 +224,11 @@ class BatchStore(Protocol):
     def owners(self) -> list[str]:
         """Who holds running shards now."""
 
-    def resend(self, *, older_than: float) -> list[tuple[str, int]]:
-        """Queued shards of in_progress batches whose message is older than so many seconds; they count as sent anew."""
+    def resend(self, *, older_than: float, pool: str | None = None) -> list[tuple[str, int]]:
+        """Queued shards of in_progress batches (of this pool; None: of all) whose message is older than so many s.
+
+        They count as sent anew.
+        """
 
     def take_turn(self, name: str, *, every: float) -> bool:
         """True for one caller per ``every`` seconds over all processes: who may run the periodic job ``name`` now."""
@@ -244,7 +264,7 @@ class CacheEntry:
     ttl: int | None = None
     """Seconds from when it is stored; None keeps it."""
     origin: int = 0
-    """Which request of which batch paid for it (``run_shard.origin``, 63 bits): going on after a crash, its own
+    """Which request of which batch paid for it (``answers.origin``, 63 bits): going on after a crash, its own
     answer counts as paid, not as cached."""
     attempts: int = 1
     latency_ms: int = 0
@@ -290,7 +310,10 @@ class ResponseCache(Protocol):
         """Remove the entries that match all that is given (age in seconds); how many."""
 
     def shrink(self, *, max_bytes: int | None) -> int:
-        """Remove expired entries and old announcements, then the oldest until ``max_bytes`` are left; how many."""
+        """Remove expired entries and old announcements, then the oldest until ``max_bytes`` are left; how many.
+
+        What was stored since the first of the unfinished batches began stays: it may be the checkpoint of one of them.
+        """
 
     def stats(self) -> list[CacheStats]:
         """Largest first."""

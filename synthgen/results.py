@@ -15,7 +15,7 @@ from synthgen.ports import Services, ShardStatus, StoredRequest
 from synthgen.request import Request, parse_line
 from synthgen.response import CANCELLED, EXPIRED, never_ran, output_line
 from synthgen.sharding import split_lines
-from synthgen.states import BatchState, ShardState
+from synthgen.states import ShardState
 
 
 class Which(StrEnum):
@@ -75,11 +75,19 @@ def text_of(output: dict[str, Any]) -> str:
         return ""
     if "choices" in body:
         choice = (body["choices"] or [{}])[0]
-        return choice.get("text") or (choice.get("message") or {}).get("content") or ""
+        return choice.get("text") or _joined((choice.get("message") or {}).get("content"), "text")
     if "output" in body:
-        parts = [part for item in body["output"] for part in item.get("content") or []]
-        return "".join(part.get("text", "") for part in parts)
+        messages = (item for item in body["output"] if item.get("type") == "message")
+        return "".join(_joined(message.get("content"), "output_text") for message in messages)
     return orjson.dumps([item.get("embedding") for item in body.get("data", [])]).decode()
+
+
+def _joined(content: object, kind: str) -> str:
+    """A message's content as one string: it may be a list of parts, of which those of this type are the answer."""
+    if isinstance(content, str):
+        return content
+    parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    return "".join(part.get("text") or "" for part in parts if part.get("type") == kind)
 
 
 def show(services: Services, batch_id: str, *, line: int | None = None, custom_id: str | None = None) -> ShownRequest:
@@ -135,7 +143,8 @@ def _is_good(line: bytes) -> bool:
 def _never_ran_lines(services: Services, batch: Batch, status: ShardStatus) -> Iterator[bytes]:
     """A shard that was cancelled before it began has no object: its lines are made from the input."""
     shard, rules = status.shard, batch.options.rules()
-    code = CANCELLED if batch.state in (BatchState.CANCELLING, BatchState.CANCELLED) else EXPIRED
+    batch = services.store.get(batch.id)  # it may have been cancelled since the reading began
+    code = EXPIRED if batch.out_of_time else CANCELLED
     last_line = shard.first_line + shard.lines - 1
     rejected = {bad.line for bad in services.store.rejected(batch.id, first=shard.first_line, last=last_line)}
     raw = services.objects.get(batch.input_key, start=shard.start, end=shard.end)

@@ -17,11 +17,23 @@ from typing import Annotated, Any, Final, Self
 from urllib.parse import urlsplit
 
 import platformdirs
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from synthgen.errors import BadSetting
 
 CONFIG_NAME: Final = "synthgen.toml"
+COMMAND_LINE: Final = "command line"
+"""The origin of what an option says."""
 _PREFIX: Final = "SYNTHGEN_"
 _HIDDEN: Final = "********"
 _SECRET: Final = re.compile("key|token|secret|password", re.IGNORECASE)
@@ -89,14 +101,31 @@ class Settings(BaseModel):
     output_price: float | None = Field(None, ge=0, description="Per million completion tokens, likewise.")
 
     lease: float = Field(20.0, gt=1, description="A worker that is silent for this long loses its shards.")
-    heartbeat: float = Field(2.0, gt=0, description="Between signs of life.")
+    heartbeat: float = Field(
+        default_factory=lambda others: min(2.0, others.get("lease", 20.0) / 4),
+        gt=0,
+        description="Between signs of life; at most a quarter of the lease.",
+    )
     checkpoint: float = Field(0.5, gt=0, le=2, description="Between writes of finished responses to the cache.")
     grace: float = Field(20.0, ge=0, description="What requests in flight get when a worker stops or a batch pauses.")
     resend_after: float = Field(60.0, gt=0, description="A queued shard that nobody claimed is sent again.")
     orphan_age: float = Field(86_400.0, ge=0, description="Objects that no row points at are removed after this.")
     upkeep_every: float = Field(5.0, gt=0, description="Between rounds of upkeep, over all processes.")
     window: int = Field(8, ge=1, description="Shards of a batch waiting in the queue beyond as many as are running.")
-    cache_max_bytes: int | None = Field(None, ge=0, description="Size of the response cache; without it, no limit.")
+    cache_max_bytes: int | None = Field(
+        None, ge=0, description="Size of the response cache; what is newer than an unfinished batch's start stays."
+    )
+
+    @field_validator("heartbeat")
+    @classmethod
+    def _in_time_for_the_lease(cls, heartbeat: float, others: ValidationInfo) -> float:
+        """A lease that lapses between two signs of life takes shards from the living, and they are paid for twice."""
+        lease = others.data.get("lease")
+        if lease is not None and heartbeat > lease / 4:
+            raise PydanticCustomError(
+                "too_rare", "it must be at most a quarter of the lease, which is {lease} s", {"lease": lease}
+            )
+        return heartbeat
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
@@ -128,15 +157,20 @@ class Settings(BaseModel):
         settings._origins.update(origins)
         return settings
 
-    def override(self, values: Mapping[str, Any], *, origin: str = "command line") -> Self:
+    def override(self, values: Mapping[str, Any], *, origin: str = COMMAND_LINE) -> Self:
         """These settings with those of ``values`` that are not None, checked anew. Raises BadSetting."""
         given = {name: value for name, value in values.items() if value is not None}
         kept = {name: getattr(self, name) for name in self._origins}
         return self.build(kept | given, {**self._origins, **dict.fromkeys(given, origin)})
 
     def publish(self) -> None:
-        """Make this process's environment say the same, for code that reads it anew (``celeryconfig``)."""
-        for name in self._origins:
+        """Make this process's environment say the same, for code that reads it anew (``celeryconfig``).
+
+        What is borrowed from another's variable stays borrowed: whose it is decides who may see it.
+        """
+        for name, origin in self._origins.items():
+            if origin in _BORROWED.values():
+                continue
             os.environ[_PREFIX + name.upper()] = _as_text(getattr(self, name))
 
     def shown(self) -> dict[str, str | None]:

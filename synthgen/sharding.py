@@ -6,9 +6,11 @@ Nothing here grows with the input but the list of shards (one small value for ea
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
-from itertools import chain
+from itertools import chain, islice
+from struct import iter_unpack
 
 from synthgen.batch import SHARED, BatchOptions, Shard
 
@@ -107,27 +109,24 @@ class RepeatIndex:
     values of a ten-million-line batch are taken for equal with a probability of 1e-8.
     """
 
-    _WIDTH = 12
-
     def __init__(self) -> None:
         self._buckets = [bytearray() for _ in range(256)]
 
     def add(self, digest: bytes, line: int) -> None:
-        """``digest``: at least nine bytes of a cryptographic hash."""
+        """``digest``: at least nine bytes of a cryptographic hash; ``line``: higher than those before."""
         self._buckets[digest[0]] += digest[1:9] + line.to_bytes(4, "big")
 
-    def repeats(self) -> Iterator[list[int]]:
+    def repeats(self) -> Iterator[array[int]]:
         """The line numbers of each value that occurs more than once, ascending; groups in no order."""
-        width = self._WIDTH
         for bucket in self._buckets:
-            values = [bytes(bucket[i : i + 8]) for i in range(0, len(bucket), width)]
-            if len(set(values)) == len(values):
+            times = Counter(value for (value,) in iter_unpack("8s4x", bucket))
+            groups = {value: array("I") for value, count in times.items() if count > 1}
+            if not groups:
                 continue
-            groups: dict[bytes, list[int]] = {}
-            for index, value in enumerate(values):
-                at = index * width + 8
-                groups.setdefault(value, []).append(int.from_bytes(bucket[at : at + 4], "big"))
-            yield from (sorted(lines) for lines in groups.values() if len(lines) > 1)
+            for value, line in iter_unpack(">8sI", bucket):
+                if value in groups:
+                    groups[value].append(line)
+            yield from groups.values()
 
 
 def id_digest(custom_id: str) -> bytes:
@@ -135,33 +134,40 @@ def id_digest(custom_id: str) -> bytes:
 
 
 class Marks:
-    """Occurrence numbers of repeated lines, four bytes a line once there is any: k-th sample, or ``SHARED``."""
+    """A number for some of the lines, in four bytes for every line of the input once there is any.
+
+    The mark of a repeated question (k-th sample, or ``SHARED``), or the line that has a repeated id first.
+    """
 
     def __init__(self, lines: int) -> None:
         self._lines = lines
         self._numbers: array[int] | None = None
 
-    def set(self, line: int, mark: int) -> None:
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Line and number, in line order."""
+        return ((line, number) for line, number in enumerate(self._numbers or ()) if number)
+
+    def set(self, line: int, number: int) -> None:
         if self._numbers is None:
-            self._numbers = array("i", bytes(4 * (self._lines + 1)))
-        self._numbers[line] = mark
+            self._numbers = array("i", [0]) * (self._lines + 1)
+        self._numbers[line] = number
 
     def of(self, shard: Shard) -> tuple[tuple[int, int], ...]:
+        """Those of the lines of one shard."""
         if self._numbers is None:
             return ()
         lines = range(shard.first_line, shard.first_line + shard.lines)
-        return tuple(
-            (line, mark) for line, mark in zip(lines, self._numbers[lines.start : lines.stop], strict=True) if mark
-        )
+        numbers = self._numbers[lines.start : lines.stop]
+        return tuple((line, number) for line, number in zip(lines, numbers, strict=True) if number)
 
 
-def mark_repeats(marks: Marks, group: list[int], *, deterministic: bool) -> None:
+def mark_repeats(marks: Marks, group: Sequence[int], *, deterministic: bool) -> None:
     """Give the lines of equal requests their marks: all share one answer, or the k-th asks for the k-th sample."""
     if deterministic:
         for line in group:
             marks.set(line, SHARED)
     else:
-        for occurrence, line in enumerate(group[1:], start=2):
+        for occurrence, line in enumerate(islice(group, 1, None), start=2):
             marks.set(line, occurrence)
 
 

@@ -1,14 +1,13 @@
 """Turns input into a batch in one streaming pass: check, hash, store, cut; then one transaction makes it visible.
 
-Memory grows by about 25 bytes a line (two indexes of repeats) and by nothing else. A submit that is killed leaves an
-object that no row points at; upkeep removes it.
+Memory grows by about 25 bytes a line (two indexes of repeats), by up to 10 more where lines repeat, and by nothing
+else. A submit that is killed leaves an object that no row points at; upkeep removes it.
 """
 
 from __future__ import annotations
 
 import heapq
 import tempfile
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,7 @@ import orjson
 
 from synthgen.batch import Batch, BatchOptions, OnInvalid, Shard, new_batch_id
 from synthgen.completion import fill_window
-from synthgen.errors import BadInput, InvalidLines, ServiceUnavailable, StateConflict
+from synthgen.errors import BadInput, InvalidLines, StateConflict
 from synthgen.ports import Notify, ObjectWriter, Services, Source, say_nothing
 from synthgen.request import CHAT, LineRules, Rejected, Request, parse_line
 from synthgen.sharding import Marks, RepeatIndex, ShardCutter, id_digest, input_key, mark_repeats, split_lines
@@ -116,7 +115,7 @@ def _joined(sources: Iterable[Source]) -> Iterator[bytes]:
 
 
 class _Intake:
-    """One pass over the input. Leaving the block without ``store`` removes what was uploaded."""
+    """One pass over the input. Leaving the block before ``store`` removes what was uploaded."""
 
     def __init__(self, services: Services, batch_id: str, options: BatchOptions) -> None:
         self._services = services
@@ -127,7 +126,8 @@ class _Intake:
         self._cutter = ShardCutter(max_requests=options.shard_requests, max_bytes=options.shard_bytes)
         self._ids = RepeatIndex()
         self._questions = {True: RepeatIndex(), False: RepeatIndex()}
-        self._rejected = _RejectedSpool()
+        shown_only = options.on_invalid is OnInvalid.FAIL
+        self._rejected = _RejectedSpool(at_most=_SHOWN if shown_only else None)
         self._requests = 0
         self._model: str | None = options.model
         self._cleanup = ExitStack()
@@ -156,7 +156,7 @@ class _Intake:
 
     def store(self, name: str, *, salt: str) -> Batch:
         """One transaction: batch, shards, rejected lines."""
-        shards = self._marked(self._cutter.finish())
+        shards = self._cutter.finish()
         options = replace(self._asked, endpoint=self._rules.endpoint or CHAT, routed_by=self._model)
         now = self._services.clock.now()
         batch = Batch(
@@ -174,13 +174,10 @@ class _Intake:
             rejected=self._rejected.count,
             shards=len(shards),
         )
-        try:
-            stored = self._services.store.create(batch, shards, self._rejected.in_line_order())
-        except ServiceUnavailable:
-            self._cleanup.pop_all()  # perhaps it was stored and needs its input; if not, upkeep removes that
-            raise
-        if stored.id == self._batch_id:
-            self._cleanup.pop_all()
+        upload = self._cleanup.pop_all()  # whatever breaks off, perhaps it was stored; if not, upkeep removes the input
+        stored = self._services.store.create(batch, self._marked(shards), self._rejected)
+        if stored.id != self._batch_id:
+            upload.close()
         return stored
 
     def _check(self, chunks: Iterable[bytes], writer: ObjectWriter | None, size: int | None, notify: Notify) -> None:
@@ -215,61 +212,73 @@ class _Intake:
         """All lines are read: find repeated ids, then apply the policy for bad lines."""
         self._reject_repeated_ids()
         if self._rejected.count and self._asked.on_invalid is OnInvalid.FAIL:
-            raise InvalidLines(self._rejected.first(_SHOWN), self._rejected.count)
+            raise InvalidLines(list(islice(self._rejected, _SHOWN)), self._rejected.count)
         if not self._requests:
             raise BadInput("The input has no line that can run." if self._rejected.count else "The input is empty.")
 
     def _reject_repeated_ids(self) -> None:
         """The first line with an id keeps it; the later ones are taken out of their shards."""
-        repeated = sorted((line, group[0]) for group in self._ids.repeats() for line in group[1:])
-        if not repeated:
-            return
-        lost: dict[int, int] = {}
+        firsts = Marks(self._cutter.line)
+        for group in self._ids.repeats():
+            for line in islice(group, 1, None):
+                firsts.set(line, group[0])
+        self._ids = RepeatIndex()  # its memory is of use to what follows
         shards = self._cutter.finish()
-        starts = [shard.first_line for shard in shards]
-        for line, first in repeated:
-            message = f"Field 'custom_id' is the same as on line {first:,}."
-            self._rejected.add_late(Rejected(line, "duplicate_custom_id", message))
-            number = bisect_right(starts, line) - 1
-            lost[number] = lost.get(number, 0) + 1
-        self._requests -= len(repeated)
-        for number, count in lost.items():
-            shards[number] = replace(shards[number], requests=shards[number].requests - count)
+        for number, shard in enumerate(shards):
+            lost = len(firsts.of(shard))
+            if lost:
+                shards[number] = replace(shard, requests=shard.requests - lost)
+                self._requests -= lost
+                self._rejected.count += lost
+        self._rejected.firsts = firsts
 
-    def _marked(self, shards: list[Shard]) -> list[Shard]:
+    def _marked(self, shards: list[Shard]) -> _MarkedShards:
         """Tell the shards which of their lines ask what another line asks too."""
         marks = Marks(self._cutter.line)
-        for deterministic, index in self._questions.items():
+        while self._questions:
+            deterministic, index = self._questions.popitem()
             for group in index.repeats():
                 mark_repeats(marks, group, deterministic=deterministic)
-        return [replace(shard, marks=marks.of(shard)) for shard in shards]
+        return _MarkedShards(shards, marks)
+
+
+@dataclass(frozen=True, slots=True)
+class _MarkedShards:
+    """Each shard gets its marks as it is read: all at once they would take more than a hundred bytes a line."""
+
+    shards: list[Shard]
+    marks: Marks
+
+    def __iter__(self) -> Iterator[Shard]:
+        return (replace(shard, marks=self.marks.of(shard)) for shard in self.shards)
 
 
 class _RejectedSpool:
-    """Rejected lines on disk, so that a file of nothing but garbage costs no memory."""
+    """Rejected lines in line order; on disk, so that a file of nothing but garbage costs no memory.
 
-    def __init__(self) -> None:
+    ``firsts`` are those that show only when all lines are read: the later lines with an id, and where it was first.
+    """
+
+    def __init__(self, *, at_most: int | None) -> None:
         self._file: IO[bytes] = tempfile.TemporaryFile(prefix="synthgen-rejected-")  # noqa: SIM115 - closed by close()
-        self._late: list[Rejected] = []
+        self._at_most = at_most
         self.count = 0
+        self.firsts = Marks(0)
 
     def add(self, rejected: Rejected) -> None:
-        """In line order."""
-        self._file.write(orjson.dumps(rejected, option=orjson.OPT_APPEND_NEWLINE))
+        """In line order; counted, and kept unless there are ``at_most`` already."""
+        if self._at_most is None or self.count < self._at_most:
+            self._file.write(orjson.dumps(rejected, option=orjson.OPT_APPEND_NEWLINE))
         self.count += 1
 
-    def add_late(self, rejected: Rejected) -> None:
-        """What shows only when all lines are read; in line order among themselves."""
-        self._late.append(rejected)
-        self.count += 1
-
-    def in_line_order(self) -> Iterator[Rejected]:
+    def __iter__(self) -> Iterator[Rejected]:
         self._file.seek(0)
         early = (Rejected(**orjson.loads(line)) for line in self._file)
-        return heapq.merge(early, self._late, key=lambda rejected: rejected.line)
-
-    def first(self, count: int) -> list[Rejected]:
-        return list(islice(self.in_line_order(), count))
+        late = (
+            Rejected(line, "duplicate_custom_id", f"Field 'custom_id' is the same as on line {first:,}.")
+            for line, first in self.firsts
+        )
+        return heapq.merge(early, late, key=lambda rejected: rejected.line)
 
     def close(self) -> None:
         self._file.close()

@@ -5,16 +5,14 @@ Beat runs it; where no beat runs, the workers do. ``turns`` in the store let one
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable
 
 from synthgen.batch import Batch
 from synthgen.completion import fill_window, finish_batch
-from synthgen.control import wind_down
+from synthgen.control import rescue, wind_down
 from synthgen.errors import NotFound, ServiceUnavailable, SynthgenError
-from synthgen.owner import dead_owners
 from synthgen.ports import ObjectInfo, Services
 from synthgen.sharding import PREFIX, batch_of, input_key, manifest_key
 from synthgen.states import BatchState
@@ -22,7 +20,6 @@ from synthgen.states import BatchState
 logger = logging.getLogger(__name__)
 
 _SWEEP_EVERY = 600.0
-_PAGE = 1_000
 _MOVING = (BatchState.IN_PROGRESS, BatchState.FINALIZING, BatchState.CANCELLING, BatchState.PAUSED)
 
 
@@ -31,35 +28,39 @@ def run_upkeep(services: Services, *, every: float) -> bool:
     if not services.store.take_turn("upkeep", every=every):
         return False
     rescue(services)
-    with contextlib.suppress(ServiceUnavailable):  # the broker's absence must not hold up the rest
-        resend(services)
-    for progress in services.store.list_batches(states=_MOVING, limit=_PAGE):
-        _one_step(services, progress.batch, move_on)
-    if services.store.take_turn("sweep", every=max(every, _SWEEP_EVERY)):
-        sweep(services)
+    resend(services)
+    for batch in services.store.batches(_MOVING):
+        _one_step(services, batch, move_on)
+    sweep_in_turn(services, every=max(every, _SWEEP_EVERY))
     return True
 
 
-def rescue(services: Services) -> None:
-    """Give back the shards of workers that fell silent, or that lived on this machine and are gone."""
-    for batch_id in services.store.rescue(owners=dead_owners(services.store.owners())):
-        logger.info("shards rescued: batch=%s", batch_id)
+def resend(services: Services, *, older_than: float | None = None, pool: str | None = None) -> bool:
+    """Send again what was sent and never claimed: its message is lost, or its worker died. Whether all could be.
 
-
-def resend(services: Services) -> None:
-    """Send again what was sent and never claimed: the message is lost, or its worker died with it."""
+    Or a busy worker of the pool holds it, and one that has a place free asks for it (``older_than`` in seconds). A pool
+    that cannot be told is only noted: the others must not wait for it, and its own shards have their turn again.
+    """
+    deaf: set[str] = set()
     stale: defaultdict[str, list[int]] = defaultdict(list)
-    for batch_id, number in services.store.resend(older_than=services.limits.resend_after):
+    age = services.limits.resend_after if older_than is None else older_than
+    for batch_id, number in services.store.resend(older_than=age, pool=pool):
         stale[batch_id].append(number)
     for batch_id, numbers in stale.items():
-        pool = services.store.get(batch_id).options.pool
-        if pool is not None:
-            services.dispatcher.send(pool, batch_id, numbers)
+        where = services.store.get(batch_id).options.pool
+        if where is None or where in deaf:
+            continue
+        try:
+            services.dispatcher.send(where, batch_id, numbers)
+        except ServiceUnavailable as error:
+            deaf.add(where)
+            logger.warning("messages not sent again: pool=%s batch=%s: %s", where, batch_id, error)
+    return not deaf
 
 
 def move_on(services: Services, batch: Batch) -> None:
     """Whatever this batch waits for that nobody else may be doing."""
-    expired = batch.expires_at is not None and services.clock.now() >= batch.expires_at
+    expired = batch.expires_at is not None and services.store.is_overdue(batch.id)
     if batch.state is BatchState.PAUSED and expired:
         batch = services.store.move(batch.id, BatchState.IN_PROGRESS)  # to be wound down like a running one
     if batch.state is BatchState.CANCELLING or (batch.state is BatchState.IN_PROGRESS and expired):
@@ -69,6 +70,12 @@ def move_on(services: Services, batch: Batch) -> None:
         finish_batch(services, batch.id)
     elif batch.state is BatchState.FINALIZING:
         finish_batch(services, batch.id)
+
+
+def sweep_in_turn(services: Services, *, every: float = _SWEEP_EVERY) -> None:
+    """Sweep, unless another process has within ``every`` seconds."""
+    if services.store.take_turn("sweep", every=every):
+        sweep(services)
 
 
 def sweep(services: Services) -> None:

@@ -5,17 +5,24 @@ Several processes may work on the same batch; the claim statement shares its sha
 
 from __future__ import annotations
 
+import logging
+import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from synthgen.batch import Batch
 from synthgen.completion import finish_batch
+from synthgen.control import rescue
 from synthgen.errors import EngineGone
 from synthgen.ports import Services
 from synthgen.run_shard import Worker, run_shard
 from synthgen.states import ENDED, BatchState
-from synthgen.upkeep import move_on, rescue
+from synthgen.upkeep import move_on, sweep_in_turn
+
+logger = logging.getLogger(__name__)
 
 _IDLE = 0.2
+_LOOK = 60.0
+"""Seconds between two looks at whether it is time to sweep."""
 
 
 def work_on(services: Services, worker: Worker, batch_id: str, *, shards: int) -> Batch:
@@ -24,13 +31,16 @@ def work_on(services: Services, worker: Worker, batch_id: str, *, shards: int) -
     ``shards`` run at once. Raises what run_shard raises.
     """
     rescue(services)
-    with ThreadPoolExecutor(max_workers=shards, thread_name_prefix="synthgen-shard") as pool:
+    over = threading.Event()
+    with ThreadPoolExecutor(max_workers=shards + 1, thread_name_prefix="synthgen-shard") as pool:
+        pool.submit(_keep_swept, services, worker, over)
         loops = [pool.submit(_loop, services, worker, batch_id) for _ in range(shards)]
         try:
             wait(loops, return_when=FIRST_EXCEPTION)
         finally:  # one has failed, or this thread was interrupted: the others must not go on to the batch's end
             if not all(loop.done() and loop.exception() is None for loop in loops):
                 worker.stopping.set()
+            over.set()
     for loop in loops:
         loop.result()
     if worker.lane.gone:
@@ -48,3 +58,13 @@ def _loop(services: Services, worker: Worker, batch_id: str) -> None:
         rescue(services)
         move_on(services, batch)
         worker.stopping.wait(_IDLE)
+
+
+def _keep_swept(services: Services, worker: Worker, over: threading.Event) -> None:
+    """Beside the work: where only ``run`` works nobody else does it. A sweep that fails is no failure of the batch."""
+    while not over.is_set() and not worker.stopping.is_set():
+        try:
+            sweep_in_turn(services)
+        except Exception:
+            logger.exception("sweep failed")
+        over.wait(_LOOK)

@@ -33,7 +33,7 @@ def some_batch(shards: Sequence[Shard], *, rejected: int = 0, window: float | No
         "id": batch_id,
         "name": "questions.jsonl",
         "state": BatchState.IN_PROGRESS,
-        "options": BatchOptions(),
+        "options": BatchOptions(completion_window=window),
         "fingerprint": batch_id,
         "created_at": now,
         "input_key": f"batches/{batch_id}/input.jsonl",

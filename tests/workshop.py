@@ -67,12 +67,20 @@ class WatchedCache(FakeResponseCache):
         self.entries: list[CacheEntry] = []
         """Everything that was ever put."""
         self._lookups = 0
+        self._announcements = 0
 
     def lookup(self, keys: Sequence[bytes], **options: Any) -> dict[bytes, CacheEntry]:
         with self._changed:
             self._lookups += 1
             self._changed.notify_all()
         return super().lookup(keys, **options)
+
+    def reserve(self, keys: Sequence[bytes], **options: Any) -> set[bytes]:
+        ours = super().reserve(keys, **options)
+        with self._changed:
+            self._announcements += 1
+            self._changed.notify_all()
+        return ours
 
     def put(self, entries: Sequence[CacheEntry], **options: Any) -> None:
         super().put(entries, **options)
@@ -85,6 +93,12 @@ class WatchedCache(FakeResponseCache):
         with self._changed:
             enough = self._lookups + count
             assert self._changed.wait_for(lambda: self._lookups >= enough, PATIENCE)
+
+    def wait_for_announcements(self, count: int) -> None:
+        """So many more from now on."""
+        with self._changed:
+            enough = self._announcements + count
+            assert self._changed.wait_for(lambda: self._announcements >= enough, PATIENCE)
 
     def wait_for_entries(self, count: int) -> None:
         with self._changed:

@@ -48,8 +48,8 @@ def batch_store(clock: FakeClock | Database) -> BatchStore:
 
 
 @pytest.fixture
-def response_cache(clock: FakeClock | Database) -> ResponseCache:
-    return FakeResponseCache(clock) if isinstance(clock, FakeClock) else PostgresResponseCache(clock)
+def response_cache(clock: FakeClock | Database, batch_store: BatchStore) -> ResponseCache:
+    return FakeResponseCache(clock, batch_store) if isinstance(clock, FakeClock) else PostgresResponseCache(clock)
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def test_marks_reach_the_attempt_and_only_it(batch_store: BatchStore) -> None:
 def test_thousands_of_shards_and_rejected_lines_stream_in_order(batch_store: BatchStore) -> None:
     parts = some_shards(2_100, requests=1)
     lines = [Rejected(line, "invalid_request", "no") for line in range(3_000, 5_100)]
-    batch = batch_store.create(some_batch(parts, rejected=len(lines)), parts, reversed(lines))
+    batch = batch_store.create(some_batch(parts, rejected=len(lines)), parts, lines[::-1])
     assert [status.shard for status in batch_store.shards(batch.id)] == parts
     assert list(batch_store.rejected(batch.id)) == lines
     assert [status.shard for status in batch_store.shards(batch.id, first=1_500)] == parts[1_500:]
@@ -175,7 +175,30 @@ def test_batches_are_listed_newest_first_by_state_and_up_to_a_limit(batch_store:
     assert batch_store.list_batches(states=[]) == []
 
 
-@pytest.mark.parametrize("unknown", ["get", "progress", "error_groups", "delete"])
+def test_all_batches_of_some_states_come_oldest_first_however_many(
+    batch_store: BatchStore, later: Later, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.batch_store._PAGE", 2)
+    ids = []
+    for _ in range(3):
+        ids += [in_state(batch_store, BatchState.IN_PROGRESS), in_state(batch_store, BatchState.PAUSED)]
+        in_state(batch_store, BatchState.COMPLETED)
+        later(1)
+    wanted = (BatchState.IN_PROGRESS, BatchState.PAUSED)
+    assert [batch.id for batch in batch_store.batches(wanted)] == ids
+    assert next(batch_store.batches([BatchState.PAUSED])) == batch_store.get(ids[1])
+    assert list(batch_store.batches([])) == []
+
+
+def test_a_batch_is_overdue_from_the_end_of_its_window_on(batch_store: BatchStore, later: Later) -> None:
+    endless, short = stored_batch(batch_store), stored_batch(batch_store, window=100)
+    assert not batch_store.is_overdue(short.id)
+    later(101)
+    assert batch_store.is_overdue(short.id)
+    assert not batch_store.is_overdue(endless.id)
+
+
+@pytest.mark.parametrize("unknown", ["get", "progress", "error_groups", "delete", "is_overdue"])
 def test_what_is_asked_of_an_unknown_batch_is_not_found(batch_store: BatchStore, unknown: str) -> None:
     with pytest.raises(NotFound):
         getattr(batch_store, unknown)("batch_nobody")

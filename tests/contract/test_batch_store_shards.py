@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from synthgen.batch import COUNT_FIELDS, Attempt, Counts, Directive, EngineIdentity, Progress
-from synthgen.errors import LostLease, StateConflict
+from synthgen.batch import COUNT_FIELDS, Attempt, BatchOptions, Counts, Directive, EngineIdentity, Progress
+from synthgen.errors import LostLease
 from synthgen.ports import BatchStore, Beat
 from synthgen.request import Rejected
 from synthgen.states import BatchState, ShardState
@@ -225,6 +225,25 @@ def test_sealing_again_with_the_same_token_is_harmless(batch_store: BatchStore) 
     assert batch_store.progress(batch.id) == before
 
 
+@pytest.mark.parametrize("again", ["waits", "runs"])
+def test_a_seal_whose_reply_came_late_still_stands_while_a_retry_has_the_shard(
+    batch_store: BatchStore, again: str
+) -> None:
+    batch = stored_batch(batch_store, shards=1)
+    attempt = claimed(batch_store, batch.id)
+    seal(batch_store, attempt, _1="boom")
+    end(batch_store, batch.id, BatchState.FINALIZING, BatchState.COMPLETED)
+    assert batch_store.reset_failed(batch.id, None) == 1
+    second = claimed(batch_store, batch.id) if again == "runs" else None
+    before = list(batch_store.shards(batch.id)), batch_store.progress(batch.id)
+    seal(batch_store, attempt, _1="boom")
+    assert (list(batch_store.shards(batch.id)), batch_store.progress(batch.id)) == before
+    if second is not None:
+        seal(batch_store, second)
+        with pytest.raises(LostLease):
+            seal(batch_store, attempt, _1="boom")
+
+
 def test_a_zombie_cannot_seal_what_another_attempt_holds_or_has_sealed(batch_store: BatchStore, later: Later) -> None:
     batch = stored_batch(batch_store, shards=1)
     zombie = claimed(batch_store, batch.id)
@@ -312,6 +331,15 @@ def test_resend_names_what_waited_long_and_then_waits_anew(batch_store: BatchSto
     assert batch_store.resend(older_than=60) == [(batch.id, 1), (batch.id, 2), (batch.id, 3)]
 
 
+def test_resend_for_one_pool_leaves_the_others_alone(batch_store: BatchStore, later: Later) -> None:
+    ours, theirs = (stored_batch(batch_store, options=BatchOptions(pool=pool)) for pool in ("ours", "theirs"))
+    for batch_id in (ours.id, theirs.id):
+        batch_store.queue_window(batch_id, spare=1)
+    later(10)
+    assert batch_store.resend(older_than=5, pool="ours") == [(ours.id, 0)]
+    assert batch_store.resend(older_than=5) == [(theirs.id, 0)]
+
+
 def test_one_caller_has_the_turn_per_period(batch_store: BatchStore, later: Later) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(lambda _: batch_store.take_turn("upkeep", every=10), range(8))) == 1
@@ -332,6 +360,7 @@ def test_all_have_ended_when_each_is_done_or_cancelled(batch_store: BatchStore) 
     assert not batch_store.all_ended(batch.id)
     seal(batch_store, attempt)
     assert batch_store.all_ended(batch.id)
+    assert batch_store.all_ended("batch_of_nobody")
 
 
 def test_cancelling_spares_what_an_attempt_has_touched(batch_store: BatchStore) -> None:
@@ -347,127 +376,6 @@ def test_cancelling_spares_what_an_attempt_has_touched(batch_store: BatchStore) 
     assert states_of(batch_store, batch.id) == states
     assert whole(batch_store.progress(batch.id)).counts.failed == 6
     assert claimed(batch_store, batch.id).shard.number == 2
-
-
-def ended_batch(store: BatchStore) -> str:
-    """Three shards of three: failures a, b in the first, b in the second, none in the third."""
-    batch = stored_batch(store, shards=3)
-    for failed in ({1: "a", 2: "b"}, {5: "b"}, {}):
-        sealed(store, batch.id, failed=failed)
-    end(store, batch.id, BatchState.FINALIZING, BatchState.COMPLETED)
-    return batch.id
-
-
-@pytest.mark.parametrize(
-    ("codes", "to_run", "states"), [(None, 3, "ppd"), (["b"], 2, "ppd"), (["a"], 1, "pdd"), (["a", "b"], 3, "ppd")]
-)
-def test_a_retry_runs_the_failed_requests_of_these_codes(
-    batch_store: BatchStore, codes: list[str] | None, to_run: int, states: str
-) -> None:
-    batch_id = ended_batch(batch_store)
-    keys = [status.result and status.result.key for status in batch_store.shards(batch_id)]
-    assert batch_store.reset_failed(batch_id, codes) == to_run
-    batch = batch_store.get(batch_id)
-    assert (batch.state, batch.ended_at, batch.finalizing_at) == (BatchState.IN_PROGRESS, None, None)
-    assert batch.retry_codes == (None if codes is None else tuple(codes))
-    statuses = list(batch_store.shards(batch_id))
-    assert [str(status.state)[0] for status in statuses] == list(states)
-    assert [status.result and status.result.key for status in statuses] == keys
-    progress = whole(batch_store.progress(batch_id))
-    assert (progress.pending, progress.counts.succeeded, progress.counts.failed) == (to_run, 6, 3 - to_run)
-    assert progress.counts.prompt_tokens == 10 * (9 - to_run)
-    attempt = claimed(batch_store, batch_id)
-    assert (attempt.number, attempt.previous_key) == (1, keys[0])
-
-
-@pytest.mark.parametrize("codes", [["c"], []])
-def test_a_retry_of_nothing_changes_nothing(batch_store: BatchStore, codes: list[str]) -> None:
-    batch_id = ended_batch(batch_store)
-    before = batch_store.progress(batch_id), list(batch_store.shards(batch_id))
-    assert batch_store.reset_failed(batch_id, codes) == 0
-    assert (batch_store.progress(batch_id), list(batch_store.shards(batch_id))) == before
-
-
-@pytest.mark.parametrize("state", [None, BatchState.PAUSED, BatchState.CANCELLING, BatchState.FINALIZING])
-def test_only_an_ended_batch_can_be_retried(batch_store: BatchStore, state: BatchState | None) -> None:
-    batch = stored_batch(batch_store)
-    sealed(batch_store, batch.id, failed={1: "a"})
-    if state is not None:
-        batch_store.move(batch.id, state)
-    with pytest.raises(StateConflict):
-        batch_store.reset_failed(batch.id, None)
-
-
-def test_a_batch_whose_input_was_refused_cannot_be_retried(batch_store: BatchStore) -> None:
-    batch = stored_batch(batch_store, state=BatchState.VALIDATING)
-    batch_store.move(batch.id, BatchState.FAILED)
-    with pytest.raises(StateConflict):
-        batch_store.reset_failed(batch.id, None)
-
-
-def test_failures_that_a_retry_asks_again_are_no_failures_meanwhile(batch_store: BatchStore) -> None:
-    batch_id = ended_batch(batch_store)
-    batch_store.reset_failed(batch_id, ["b"])
-    assert [stored.row.error_code for stored in batch_store.failures(batch_id)] == ["a"]
-    assert [(group.code, group.count) for group in batch_store.error_groups(batch_id)] == [("a", 1)]
-    assert batch_store.find_request(batch_id, line=3).row.succeeded
-
-
-def test_the_rows_of_a_retried_shard_replace_the_old_ones(batch_store: BatchStore) -> None:
-    batch_id = ended_batch(batch_store)
-    batch_store.reset_failed(batch_id, None)
-    sealed(batch_store, batch_id, failed={2: "c"})
-    assert not batch_store.all_ended(batch_id)
-    sealed(batch_store, batch_id)
-    assert batch_store.all_ended(batch_id)
-    assert [(stored.row.line, stored.row.error_code) for stored in batch_store.failures(batch_id)] == [(2, "c")]
-    assert [batch_store.find_request(batch_id, line=line).row.line for line in range(1, 10)] == list(range(1, 10))
-    assert whole(batch_store.progress(batch_id)).counts == counts_of(
-        [row for number in range(3) for row in rows_of(some_shards(3)[number], failed={2: "c"})]
-    )
-
-
-def test_a_retried_shard_that_comes_back_unfinished_keeps_what_stays(batch_store: BatchStore, later: Later) -> None:
-    batch_id = ended_batch(batch_store)
-    batch_store.reset_failed(batch_id, ["a"])
-    before = whole(batch_store.progress(batch_id))
-    for silent in (False, True):
-        attempt = claimed(batch_store, batch_id)
-        assert whole(batch_store.progress(batch_id)).counts == before.counts
-        batch_store.heartbeat([Beat(attempt.token, Counts(succeeded=2, failed=1))], lease=60)
-        whole(batch_store.progress(batch_id))
-        if silent:
-            later(61)
-            batch_store.rescue()
-        else:
-            batch_store.release(attempt)
-        assert whole(batch_store.progress(batch_id)).counts == before.counts
-
-
-def test_a_retry_that_is_cancelled_leaves_the_earlier_outcome(batch_store: BatchStore) -> None:
-    batch_id = ended_batch(batch_store)
-    before, groups = batch_store.progress(batch_id), batch_store.error_groups(batch_id)
-    batch_store.reset_failed(batch_id, None)
-    batch_store.move(batch_id, BatchState.CANCELLING)
-    assert batch_store.cancel_unstarted(batch_id) == 2
-    batch_store.move(batch_id, BatchState.CANCELLED)
-    assert whole(batch_store.progress(batch_id)).counts == before.counts
-    assert batch_store.error_groups(batch_id) == groups
-    assert batch_store.reset_failed(batch_id, None) == 3
-
-
-def test_a_retry_runs_cancelled_shards_whole_and_drops_the_window(batch_store: BatchStore) -> None:
-    batch = stored_batch(batch_store, shards=3, window=3600)
-    sealed(batch_store, batch.id, failed={1: "a"})
-    batch_store.release(claimed(batch_store, batch.id))
-    batch_store.move(batch.id, BatchState.CANCELLING)
-    batch_store.cancel_unstarted(batch.id)
-    sealed(batch_store, batch.id)
-    batch_store.move(batch.id, BatchState.CANCELLED)
-    assert batch_store.reset_failed(batch.id, ["a"]) == 1 + 3
-    assert batch_store.get(batch.id).expires_at is None
-    assert states_of(batch_store, batch.id) == [ShardState.PENDING, ShardState.DONE, ShardState.PENDING]
-    assert [status.attempts for status in batch_store.shards(batch.id)] == [0, 2, 0]
 
 
 def test_the_counts_of_all_shards_are_summed_field_by_field(batch_store: BatchStore) -> None:

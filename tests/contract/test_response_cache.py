@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from synthgen.ports import ResponseCache
+from synthgen.ports import BatchStore, ResponseCache
+from synthgen.states import BatchState
 from tests.contract.conftest import Later
-from tests.examples import some_entry, some_key
+from tests.examples import claimed, some_entry, some_key, stored_batch
 
 
 def test_an_answer_comes_back_as_it_was_stored(response_cache: ResponseCache) -> None:
@@ -118,6 +119,26 @@ def test_shrink_removes_the_expired_and_then_the_oldest(response_cache: Response
     assert response_cache.shrink(max_bytes=2 * size) == 1
     assert response_cache.shrink(max_bytes=2 * size) == 0
     assert set(response_cache.lookup([some_key(n) for n in (1, 2, 3, 4)])) == {some_key(3), some_key(4)}
+
+
+def test_shrink_spares_what_an_unfinished_batch_may_go_on_from(
+    response_cache: ResponseCache, batch_store: BatchStore, later: Later
+) -> None:
+    stored_batch(batch_store)  # has not begun, so it has no checkpoint
+    response_cache.put([some_entry(1)])
+    later(10)
+    batch = stored_batch(batch_store)
+    claimed(batch_store, batch.id)
+    response_cache.put([some_entry(2)])
+    later(10)
+    response_cache.put([some_entry(3)])
+    assert response_cache.shrink(max_bytes=0) == 1
+    assert set(response_cache.lookup([some_key(n) for n in (1, 2, 3)])) == {some_key(2), some_key(3)}
+    for state in (BatchState.PAUSED, BatchState.CANCELLING):
+        batch_store.move(batch.id, state)
+        assert response_cache.shrink(max_bytes=0) == 0
+    batch_store.move(batch.id, BatchState.CANCELLED)
+    assert response_cache.shrink(max_bytes=0) == 2
 
 
 def test_stats_sum_by_namespace_and_model_largest_first(response_cache: ResponseCache, later: Later) -> None:

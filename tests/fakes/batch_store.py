@@ -47,6 +47,10 @@ class _Shard:
     result: SealedResult | None = None
     rows: list[RequestRow] = field(default_factory=list)
 
+    def cancel(self) -> None:
+        self.state, self.owner, self.lease_until = _S.CANCELLED, None, None
+        self.counts = self.result.counts if self.result else Counts(failed=self.shard.requests)
+
 
 @dataclass(slots=True)
 class _Batch:
@@ -79,9 +83,9 @@ class FakeBatchStore:
         self._turns: dict[str, datetime] = {}
 
     @_transaction
-    def create(self, batch: Batch, shards: Sequence[Shard], rejected: Iterable[Rejected]) -> Batch:
-        lines = sorted(rejected, key=lambda line: line.line)
-        if len(shards) != batch.shards or sum(shard.requests for shard in shards) != batch.total:
+    def create(self, batch: Batch, shards: Iterable[Shard], rejected: Iterable[Rejected]) -> Batch:
+        lines, parts = sorted(rejected, key=lambda line: line.line), list(shards)
+        if len(parts) != batch.shards or sum(part.requests for part in parts) != batch.total:
             raise ValueError(f"{batch.id}: its shards do not hold its requests")
         if len(lines) != batch.rejected:
             raise ValueError(f"{batch.id}: not all rejected lines are given")
@@ -91,7 +95,7 @@ class FakeBatchStore:
         now = self._clock.now()
         window = None if batch.expires_at is None else batch.expires_at - batch.created_at
         stored = replace(batch, created_at=now, expires_at=None if window is None else now + window)
-        self._batches[batch.id] = _Batch(stored, [_Shard(shard) for shard in shards], lines)
+        self._batches[batch.id] = _Batch(stored, [_Shard(part) for part in parts], lines)
         return stored
 
     @_transaction
@@ -123,6 +127,15 @@ class FakeBatchStore:
     def list_batches(self, *, states: Iterable[BatchState] = tuple(BatchState), limit: int = 50) -> list[Progress]:
         wanted = frozenset(states)
         return [self.progress(b.id) for b in self._newest_first() if b.state in wanted][:limit]
+
+    def batches(self, states: Iterable[BatchState]) -> Iterator[Batch]:
+        wanted = frozenset(states)
+        yield from [b for b in reversed(self._newest_first()) if b.state in wanted]
+
+    @_transaction
+    def is_overdue(self, batch_id: str) -> bool:
+        expires_at = self._record(batch_id).batch.expires_at
+        return expires_at is not None and expires_at <= self._clock.now()
 
     @_transaction
     def progress(self, batch_id: str) -> Progress:
@@ -164,8 +177,7 @@ class FakeBatchStore:
             ErrorGroup(s.row.error_code or "", 1, s.row.error_message or "", s.row.line, s.row.custom_id)
             for s in self._failed(batch_id)
         ]
-        cancelling = record.batch.state in (BatchState.CANCELLING, BatchState.CANCELLED)
-        code = CANCELLED if cancelling else EXPIRED
+        code = EXPIRED if record.batch.out_of_time else CANCELLED
         found += [
             ErrorGroup(code, s.shard.requests, NEVER_RAN[code], s.shard.first_line, "")
             for s in record.shards
@@ -203,29 +215,42 @@ class FakeBatchStore:
 
     @_transaction
     def all_ended(self, batch_id: str) -> bool:
-        return all(s.state not in _OPEN for s in self._batches[batch_id].shards)
+        record = self._batches.get(batch_id)
+        return record is None or all(s.state not in _OPEN for s in record.shards)
 
     @_transaction
     def cancel_unstarted(self, batch_id: str) -> int:
         chosen = [s for s in self._batches[batch_id].shards if s.state in (_S.PENDING, _S.QUEUED) and not s.attempts]
         for s in chosen:
-            s.state = _S.CANCELLED
-            s.counts = s.result.counts if s.result else Counts(failed=s.shard.requests)
+            s.cancel()
         return len(chosen)
+
+    @_transaction
+    def give_up(self, attempt: Attempt) -> None:
+        _, s = self._held(attempt.token)
+        if s is not None:
+            s.cancel()
 
     @_transaction
     def reset_failed(self, batch_id: str, codes: Sequence[str] | None) -> int:
         record = self._record(batch_id)
         if record.batch.state not in ENDED or BatchState.IN_PROGRESS not in BATCH_MOVES[record.batch.state]:
             raise StateConflict(batch_id, record.batch.state, BatchState.IN_PROGRESS)
+        whole = codes is None or not NEVER_RAN.keys().isdisjoint(codes)
         chosen = [
-            s for s in record.shards if s.state is _S.CANCELLED or any(record.again(row, codes) for row in s.rows)
+            s
+            for s in record.shards
+            if (whole and s.state is _S.CANCELLED and s.result is None)
+            or any(record.again(row, codes) for row in s.rows)
         ]
         to_run = sum(sum(record.again(row, codes) for row in s.rows) if s.rows else s.shard.requests for s in chosen)
         if to_run:
+            old = record.batch
+            again, window = None if codes is None else tuple(codes), None
+            if old.state is BatchState.EXPIRED and old.options.completion_window is not None and not whole:
+                window = self._clock.now() + timedelta(seconds=old.options.completion_window)
             self.move(batch_id, BatchState.IN_PROGRESS)
-            again = None if codes is None else tuple(codes)
-            record.batch = replace(record.batch, retry_codes=again, expires_at=None)
+            record.batch = replace(record.batch, retry_codes=again, expires_at=window)
             for s in chosen:
                 record.back_to_pending(s, codes)
                 s.attempts = 0
@@ -292,7 +317,9 @@ class FakeBatchStore:
             raise ValueError(f"{attempt.batch.id}: shard {attempt.shard.number} is not answered in full")
         record = self._batches.get(attempt.batch.id)
         s = record.shards[attempt.shard.number] if record else None
-        if s is None or s.token != attempt.token:
+        if s is not None and s.result is not None and s.result.key == result.key:
+            return
+        if s is None or s.token != attempt.token or s.state is not _S.RUNNING:
             raise LostLease(f"{attempt.batch.id}: shard {attempt.shard.number}")
         s.state, s.owner, s.lease_until = _S.DONE, None, None
         s.result, s.counts, s.rows = result, result.counts, kept
@@ -317,10 +344,11 @@ class FakeBatchStore:
         return sorted({s.owner for _, s in self._running() if s.owner is not None})
 
     @_transaction
-    def resend(self, *, older_than: float) -> list[tuple[str, int]]:
+    def resend(self, *, older_than: float, pool: str | None = None) -> list[tuple[str, int]]:
         now, found = self._clock.now(), []
         for record in self._batches.values():
-            for s in record.shards if record.batch.state is BatchState.IN_PROGRESS else ():
+            wanted = record.batch.state is BatchState.IN_PROGRESS and pool in (None, record.batch.options.pool)
+            for s in record.shards if wanted else ():
                 if s.state is _S.QUEUED and s.queued_at and s.queued_at <= now - timedelta(seconds=older_than):
                     s.queued_at = now
                     found.append((record.batch.id, s.shard.number))

@@ -6,9 +6,10 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
-from synthgen.ports import CacheEntry, CacheStats, Clock
+from synthgen.ports import BatchStore, CacheEntry, CacheStats, Clock
+from synthgen.states import UNFINISHED
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +20,10 @@ class _Stored:
 
 
 class FakeResponseCache:
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, store: BatchStore | None = None) -> None:
+        """``store`` tells which batches are unfinished; without one, none is."""
         self._clock = clock
+        self._store = store
         self._lock = threading.RLock()
         self._stored: dict[bytes, _Stored] = {}
         self._claims: dict[bytes, tuple[int, datetime]] = {}
@@ -77,10 +80,10 @@ class FakeResponseCache:
             removed = self._drop(key for key, stored in self._stored.items() if self._is_expired(stored))
             if max_bytes is None:
                 return removed
-            so_far, surplus = 0, []
+            so_far, surplus, begun = 0, [], self._first_beginning()
             for key, stored in sorted(self._stored.items(), key=lambda item: item[1].created_at, reverse=True):
                 so_far += len(stored.entry.body)
-                if so_far > max_bytes:
+                if so_far > max_bytes and stored.created_at < begun:
                     surplus.append(key)
             return removed + self._drop(surplus)
 
@@ -103,6 +106,11 @@ class FakeResponseCache:
             for (namespace, model), group in groups.items()
         ]
         return sorted(stats, key=lambda each: -each.size)
+
+    def _first_beginning(self) -> datetime:
+        unfinished = self._store.list_batches(states=UNFINISHED, limit=1_000_000) if self._store else []
+        begun = [progress.batch.started_at for progress in unfinished]
+        return min((moment for moment in begun if moment is not None), default=datetime.max.replace(tzinfo=UTC))
 
     def _is_expired(self, stored: _Stored) -> bool:
         return stored.expires_at is not None and stored.expires_at <= self._clock.now()

@@ -15,6 +15,7 @@ from storage import embedded_postgres
 from storage.batch_store import PostgresBatchStore
 from storage.database import Database, driver_of
 from synthgen.errors import BadSetting, NotFound, ServiceUnavailable, StateConflict
+from synthgen.request import Rejected
 from synthgen.states import BatchState, ShardState
 from tests.examples import claimed, result_of, rows_of, some_batch, some_shards
 
@@ -210,3 +211,29 @@ def test_many_connections_are_not_kept_open(database: Database, database_url: st
         row = connection.execute(query).fetchone()
     assert row is not None
     assert row[0] <= 4
+
+
+class BrokenOff(list[Any]):
+    """Its first reading ends early, as when the connection breaks."""
+
+    readings = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.readings += 1
+        yield from self[:1]
+        if self.readings == 1:
+            raise psycopg.OperationalError("the connection is lost")
+        yield from self[1:]
+
+
+@pytest.mark.parametrize("broken", ["shards", "rejected"])
+def test_a_batch_whose_storing_breaks_off_is_stored_whole_at_the_next_try(database: Database, broken: str) -> None:
+    store = PostgresBatchStore(database)
+    parts = some_shards(3)
+    lines = [Rejected(line, "invalid_request", "no") for line in (20, 21, 22)]
+    batch = some_batch(parts, rejected=3)
+    given = BrokenOff(parts if broken == "shards" else lines)
+    store.create(batch, given if broken == "shards" else parts, given if broken == "rejected" else lines)
+    assert given.readings == 2
+    assert [status.shard for status in store.shards(batch.id)] == parts
+    assert list(store.rejected(batch.id)) == lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 
 from storage import embedded_postgres
 from synthgen.errors import ServiceUnavailable
+from synthgen.owner import current_owner
 
 START = "import sys, pathlib; from storage import embedded_postgres as e; print(e.start(pathlib.Path(sys.argv[1])))"
 
@@ -105,6 +107,79 @@ def test_a_process_id_that_another_program_has_now_does_not_deceive_it(state: Pa
     assert not embedded_postgres.stop(state)
     embedded_postgres.start(state)
     assert embedded_postgres.is_running(state)
+
+
+def test_a_program_that_stands_in_the_data_folder_is_not_taken_for_the_server(state: Path) -> None:
+    embedded_postgres.start(state)
+    shell = subprocess.Popen(["sleep", "600"], cwd=state / "postgres")
+    try:
+        kill(postmaster(state))
+        embedded_postgres.start(state)
+        assert embedded_postgres.stop(state)
+    finally:
+        shell.kill()
+        shell.wait()
+
+
+def test_a_server_in_another_container_is_left_alone(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedded_postgres.start(state)
+    server = postmaster(state)
+    with monkeypatch.context() as unseen:
+        unseen.setattr(embedded_postgres, "_url_if_answering", lambda _: None)
+        unseen.setattr(embedded_postgres, "_someone_works_in", lambda _: False)
+        with pytest.raises(ServiceUnavailable, match=f"postgres runs on {socket.gethostname()}, out of reach"):
+            embedded_postgres.start(state)
+    assert embedded_postgres.is_running(state)
+    assert postmaster(state) == server
+
+
+def leave_as_if_started_by(state: Path, owner: str) -> Path:
+    """A server that was killed on the machine of this name; the file that says so."""
+    embedded_postgres.start(state)
+    before = (state / "postgres" / "postmaster.pid").read_text()
+    kill(postmaster(state))
+    while embedded_postgres._someone_works_in(state / "postgres"):
+        time.sleep(0.01)
+    (state / "postgres" / "postmaster.pid").write_text(before)
+    place = state / "postgres.place"
+    place.write_text(owner)
+    return place
+
+
+def test_a_server_that_another_machine_never_stopped_is_named_with_the_way_out(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded_postgres, "_LOCAL", ())  # as on a file system that machines share
+    place = leave_as_if_started_by(state, "far-away/other-boot/ns/7/1")
+    with pytest.raises(ServiceUnavailable, match=r"started on far-away and never stopped.*synthgen db stop") as told:
+        embedded_postgres.start(state)
+    assert f"remove {place} and try again" in str(told.value)
+    place.unlink()
+    embedded_postgres.start(state)
+
+
+@pytest.mark.parametrize("which", ["this machine before its restart", "this machine before it was renamed"])
+def test_a_killed_server_of_this_machine_is_followed_by_the_next(state: Path, which: str) -> None:
+    host, boot = current_owner().split("/")[:2]
+    owner = f"{host}/other-boot" if "restart" in which else f"earlier-name/{boot}"
+    leave_as_if_started_by(state, f"{owner}/ns/7/1")
+    embedded_postgres.start(state)
+
+
+def test_on_a_disk_of_this_machine_the_lock_says_enough(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {mount.fstype for mount in psutil.disk_partitions(all=True)}
+    monkeypatch.setattr(embedded_postgres, "_LOCAL", tuple(here))
+    leave_as_if_started_by(state, "an-earlier-container/other-boot/ns/7/1")
+    embedded_postgres.start(state)
+
+
+def test_a_server_that_ended_in_good_order_on_another_machine_is_followed_by_the_next(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded_postgres, "_LOCAL", ())
+    leave_as_if_started_by(state, "far-away/other-boot/ns/7/1")
+    (state / "postgres" / "postmaster.pid").unlink()
+    embedded_postgres.start(state)
 
 
 def test_a_setting_up_that_was_killed_is_begun_anew(state: Path) -> None:

@@ -7,7 +7,7 @@ import io
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,7 +31,9 @@ PACKED = {
     "gzip of nothing": gzip.compress(b"") + gzip.compress(LINES),
     "zstd": ZSTD.compress(LINES),
     "zstd of two frames": ZSTD.compress(LINES[:999]) + ZSTD.compress(LINES[999:]),
-    "zstd with a skippable frame": SKIPPABLE_FRAME + ZSTD.compress(LINES),
+    "zstd with skippable frames": SKIPPABLE_FRAME + ZSTD.compress(LINES) + SKIPPABLE_FRAME,
+    "zstd of nothing": ZSTD.compress(b"") + ZSTD.compress(LINES) + ZSTD.compress(b""),
+    "zstd without a checksum": zstandard.ZstdCompressor().compress(LINES),
 }
 
 
@@ -74,7 +76,7 @@ def test_packed_content_is_unpacked_by_its_first_bytes_in_bounded_pieces(
     source = open_source(file_with(tmp_path, packed), objects)
     pieces = list(source.chunks())
     assert b"".join(pieces) == LINES
-    assert max(map(len, pieces)) < 8 << 20
+    assert max(map(len, pieces)) <= 1 << 20
     assert source.size is None
     assert source.rereadable
 
@@ -89,6 +91,20 @@ def test_packed_content_that_ends_too_early_is_named(
         content_of(source)
 
 
+@pytest.mark.parametrize("checksum", [True, False])
+def test_zstd_of_two_frames_may_be_cut_anywhere_but_between_them(
+    tmp_path: Path, objects: ObjectStore, checksum: bool
+) -> None:
+    frame = zstandard.ZstdCompressor(write_checksum=checksum).compress(LINES[:999])
+    for size in range(4, 2 * len(frame)):
+        source = open_source(file_with(tmp_path, (frame + frame)[:size]), objects)
+        if size == len(frame):
+            assert content_of(source) == LINES[:999]
+            continue
+        with pytest.raises(BadInput, match="in the middle of its zstd content"):
+            content_of(source)
+
+
 @pytest.mark.parametrize("packed", [PACKED["gzip"], PACKED["zstd"]], ids=["gzip", "zstd"])
 def test_damaged_packed_content_is_named(tmp_path: Path, objects: ObjectStore, packed: bytes) -> None:
     middle = len(packed) // 2
@@ -97,9 +113,14 @@ def test_damaged_packed_content_is_named(tmp_path: Path, objects: ObjectStore, p
         content_of(open_source(file_with(tmp_path, damaged), objects))
 
 
-def test_a_small_file_that_unpacks_to_very_much_stays_in_small_pieces(tmp_path: Path, objects: ObjectStore) -> None:
-    source = open_source(file_with(tmp_path, gzip.compress(bytes(64 << 20))), objects)
-    assert max(map(len, source.chunks())) <= 1 << 20
+@pytest.mark.parametrize("pack", [gzip.compress, ZSTD.compress], ids=["gzip", "zstd"])
+def test_a_small_file_that_unpacks_to_very_much_stays_in_small_pieces(
+    tmp_path: Path, objects: ObjectStore, pack: Callable[[bytes], bytes]
+) -> None:
+    source = open_source(file_with(tmp_path, pack(bytes(64 << 20))), objects)
+    sizes = [len(piece) for piece in source.chunks()]
+    assert sum(sizes) == 64 << 20
+    assert max(sizes) <= 1 << 20
 
 
 @pytest.mark.parametrize(

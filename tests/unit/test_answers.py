@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from synthgen.batch import CacheMode
-from synthgen.control import cancel, retry
+from synthgen.control import cancel, resume, retry
 from synthgen.response import Reply
 from synthgen.run_shard import run_shard
 from synthgen.states import BatchState
@@ -107,6 +107,17 @@ def test_an_answer_has_the_lifetime_that_was_asked_for(workshop: Workshop) -> No
     assert len(workshop.asked) == 2
 
 
+def test_without_reuse_the_checkpoint_lives_as_long_as_the_batch(workshop_with: Make) -> None:
+    workshop = workshop_with(failing({"line-2": WRONG_KEY}), in_flight=1)
+    batch = workshop.submitted(questions(3), cache=CacheMode.OFF, cache_ttl=100)
+    assert workshop.run(batch).state is BatchState.PAUSED
+    workshop.clock.advance(101)
+    workshop.engine.answer = echo
+    resume(workshop.services, batch.id)
+    assert workshop.run(batch).state is BatchState.COMPLETED
+    assert workshop.asked == ["line-1", "line-2", "line-2", "line-3"]
+
+
 # ---- deterministic repeats
 
 SUM = {"prompt": "1+1", "temperature": 0}
@@ -171,6 +182,53 @@ def test_the_failure_of_a_shared_question_is_shared_within_the_shard_and_asked_o
     assert [line["synthgen"]["error_code"] for line in results] == ["context_length_exceeded"] * 3
     assert [line["synthgen"]["attempts"] for line in results] == [1, 0, 0]
     assert [line["custom_id"] for line in results] == ["line-1", "line-2", "line-3"]
+
+
+def test_a_question_that_we_ask_is_answered_by_our_reply_alone_whatever_the_cache_learns(workshop_with: Make) -> None:
+    gate = Gate()
+    workshop = workshop_with(gated(gate, "line-1"))
+    batch = workshop.submitted([SUM, SUM])
+    running = workshop.start(batch)
+    gate.wait_for_somebody()
+    workshop.run(workshop.submitted([SUM]), worker=workshop.another_worker(ScriptedEngine(echo)))
+    workshop.cache.wait_for_announcements(2)
+    gate.open()
+    assert running.join()
+    assert workshop.store.get(batch.id).state is BatchState.COMPLETED
+    assert [line["synthgen"]["cached"] for line in workshop.results(batch)] == [False, True]
+
+
+def test_equal_lines_take_the_answer_of_the_one_that_asked_also_when_the_cache_has_lost_it(workshop: Workshop) -> None:
+    put = workshop.cache.put
+
+    def forgetful(*args: Any, **options: Any) -> None:
+        put(*args, **options)
+        workshop.cache.purge()
+
+    workshop.cache.put = forgetful  # type: ignore[method-assign]
+    batch = workshop.submitted([SUM, SUM])
+    assert workshop.start(batch).join()
+    assert workshop.asked == ["line-1"]
+    ours = [line["synthgen"] for line in workshop.results(batch)]
+    assert [(told["cached"], told["attempts"]) for told in ours] == [(False, 1), (True, 0)]
+    progress = workshop.progress(batch)
+    assert (progress["succeeded"], progress["cost"], progress["saved"]) == (2, 0.5, 0.5)
+
+
+def test_a_question_that_takes_long_stays_announced_also_where_no_other_line_waits_for_it(workshop_with: Make) -> None:
+    gate = Gate()
+    workshop = workshop_with(gated(gate, "line-1"))
+    batch = workshop.submitted([SUM, SUM], shard_requests=1)
+    running = workshop.start(batch)
+    gate.wait_for_somebody()
+    (key,) = workshop.cache._claims
+    for _ in range(4):
+        workshop.clock.advance(workshop.limits.lease)
+        workshop.worker.keeper.beat()
+        workshop.cache.wait_for_announcements(2)
+    assert workshop.cache.reserve([key], owner=999, lease=60) == set()
+    gate.open()
+    assert running.join()
 
 
 def test_no_announcement_stays_behind(workshop: Workshop) -> None:
@@ -238,7 +296,7 @@ def test_a_cancelled_batch_can_be_retried_to_its_end(workshop: Workshop) -> None
     assert sorted(workshop.asked) == ["line-1", "line-2", "line-3", "line-4"]
 
 
-def test_rows_that_an_earlier_cancel_left_do_not_make_a_retried_batch_expired(workshop_with: Make) -> None:
+def test_rows_that_an_earlier_cancel_left_make_a_retried_batch_cancelled_again(workshop_with: Make) -> None:
     """Shard 0 is asked again for its server error; shard 1, closed with a line that never ran, stays as it is."""
     workshop = workshop_with(failing({"line-1": BROKEN, "line-4": WRONG_KEY}))
     batch = workshop.submitted(questions(4), shard_requests=2)
@@ -247,10 +305,5 @@ def test_rows_that_an_earlier_cancel_left_do_not_make_a_retried_batch_expired(wo
     assert workshop.progress(batch)["failed"] == 2
     workshop.engine.answer = echo
     assert retry(workshop.services, batch.id, codes=["server_error"]) == 1
-    assert workshop.run(batch).state is BatchState.COMPLETED
-    assert error_codes(workshop.results(batch)) == [
-        None,
-        None,
-        None,
-        "batch_cancelled",
-    ]
+    assert workshop.run(batch).state is BatchState.CANCELLED
+    assert error_codes(workshop.results(batch)) == [None, None, None, "batch_cancelled"]

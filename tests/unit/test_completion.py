@@ -9,14 +9,15 @@ from hashlib import blake2b
 import orjson
 import pytest
 
-from synthgen.batch import Batch, Counts, OnInvalid
+from synthgen.batch import Batch, CacheMode, Counts, OnInvalid
 from synthgen.completion import fill_window, finish_batch
 from synthgen.control import cancel, pause
 from synthgen.errors import ServiceUnavailable, SynthgenError
 from synthgen.run_shard import run_shard
 from synthgen.sharding import manifest_key
-from synthgen.states import ENDED, BatchState
-from tests.workshop import REFUSED, Workshop, echo, failing, questions
+from synthgen.states import ENDED, BatchState, ShardState
+from synthgen.upkeep import move_on
+from tests.workshop import REFUSED, Killed, Workshop, echo, failing, questions
 
 Make = Callable[..., Workshop]
 
@@ -82,6 +83,38 @@ def test_of_two_who_finish_at_once_one_does_and_the_other_is_told_nothing(worksh
     workshop.objects.writer = overtaken  # type: ignore[method-assign, assignment]
     assert finish_batch(workshop.services, batch.id) is None
     assert [rival.state for rival in rivals if rival is not None] == [BatchState.COMPLETED]
+
+
+def test_a_crash_at_the_very_end_leaves_none_of_a_batchs_own_answers_behind(workshop: Workshop) -> None:
+    batch = workshop.submitted(questions(2), cache=CacheMode.OFF)
+    purge = workshop.cache.purge
+
+    def killed(**_: object) -> int:
+        raise Killed
+
+    workshop.cache.purge = killed  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        workshop.run(batch)
+    workshop.cache.purge = purge  # type: ignore[method-assign]
+    assert workshop.cache.stats()
+    move_on(workshop.services, workshop.store.get(batch.id))
+    assert workshop.store.get(batch.id).state is BatchState.COMPLETED
+    assert workshop.cache.stats() == []
+
+
+@pytest.mark.parametrize("state", [ShardState.PENDING, ShardState.QUEUED, ShardState.RUNNING])
+def test_a_shard_that_is_open_again_ends_nothing_though_it_has_a_result(workshop: Workshop, state: ShardState) -> None:
+    batch = sealed_but_not_finished(workshop)
+    all_ended = workshop.store.all_ended
+
+    def retried_meanwhile(batch_id: str) -> bool:
+        answer = all_ended(batch_id)
+        workshop.store._batches[batch_id].shards[0].state = state
+        return answer
+
+    workshop.store.all_ended = retried_meanwhile  # type: ignore[method-assign]
+    assert finish_batch(workshop.services, batch.id) is None
+    assert workshop.store.get(batch.id).state is BatchState.IN_PROGRESS
 
 
 @pytest.mark.parametrize("missing", [1, -1])

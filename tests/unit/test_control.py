@@ -9,10 +9,13 @@ import pytest
 from synthgen.batch import Batch
 from synthgen.control import cancel, pause, remove, resume, retry
 from synthgen.errors import NotFound, StateConflict, SynthgenError
+from synthgen.owner import current_owner
 from synthgen.run_shard import run_shard
 from synthgen.sharding import PREFIX
 from synthgen.states import ENDED, BatchState
-from tests.workshop import REFUSED, WRONG_KEY, Workshop, echo, failing, questions
+from synthgen.upkeep import move_on
+from tests.fakes.scripted_engine import Gate
+from tests.workshop import REFUSED, WRONG_KEY, Workshop, echo, error_codes, failing, gated, questions
 
 Make = Callable[..., Workshop]
 _B = BatchState
@@ -138,6 +141,14 @@ def test_cancelling_twice_while_a_worker_still_runs_ends_it_when_the_worker_is_r
     assert len(workshop.results(batch)) == 4
 
 
+def test_cancel_waits_for_no_process_of_this_machine_that_is_gone(workshop: Workshop) -> None:
+    batch = workshop.submitted(questions(4), shard_requests=2)
+    place = current_owner().rsplit("/", 2)[0]
+    workshop.store.claim(batch.id, number=0, owner=f"{place}/{2**31 - 1}/1.00", lease=3600)
+    assert cancel(workshop.services, batch.id).state is _B.CANCELLED
+    remove(workshop.services, batch.id)
+
+
 def test_cancel_keeps_what_is_finished(workshop: Workshop) -> None:
     batch = workshop.submitted(questions(4), shard_requests=2)
     run_shard(workshop.services, workshop.worker, batch.id)
@@ -186,6 +197,42 @@ def test_retry_of_an_expired_batch_has_no_window_any_more(workshop: Workshop) ->
     workshop.engine.answer = echo
     assert workshop.run(batch).state is _B.COMPLETED
     assert workshop.progress(batch)["succeeded"] == 2
+
+
+@pytest.mark.parametrize("shard_requests", [4, 6])
+@pytest.mark.parametrize(("final", "code"), [(_B.CANCELLED, "batch_cancelled"), (_B.EXPIRED, "batch_expired")])
+def test_a_retry_of_one_cause_runs_nothing_that_never_ran_and_ends_as_the_batch_had_ended(
+    workshop_with: Make, final: BatchState, code: str, shard_requests: int
+) -> None:
+    gate = Gate()
+    by_id = {"line-1": lambda *_: REFUSED, "line-2": gated(gate, "line-2")}
+    workshop = workshop_with(lambda request, n: by_id.get(request.custom_id, echo)(request, n), in_flight=1)
+    batch = workshop.submitted(questions(6), shard_requests=shard_requests, completion_window=3600)
+    running = workshop.start(batch)
+    gate.wait_for_somebody()
+    if final is _B.CANCELLED:
+        cancel(workshop.services, batch.id)
+    else:
+        workshop.clock.advance(3600)
+        move_on(workshop.services, workshop.store.get(batch.id))
+    workshop.worker.keeper.beat()
+    workshop.wait_until_stopped()
+    gate.open()
+    running.join()
+    assert workshop.store.get(batch.id).state is final
+
+    workshop.engine.answer = echo
+    asked = len(workshop.asked)
+    assert retry(workshop.services, batch.id, codes=[str(REFUSED.code)]) == 1
+    assert error_codes(workshop.results(batch))[4:] == [code] * 2
+    assert workshop.run(batch).state is final
+    assert workshop.asked[asked:] == ["line-1"]
+    assert error_codes(workshop.results(batch)) == [None, None, *[code] * 4]
+    progress = workshop.progress(batch)
+    assert (progress["succeeded"], progress["failed"], progress["pending"]) == (2, 4, 0)
+
+    assert retry(workshop.services, batch.id) == 4
+    assert workshop.run(batch).state is _B.COMPLETED
 
 
 def test_a_removed_batch_leaves_nothing_but_its_answers_in_the_shared_cache(workshop: Workshop) -> None:

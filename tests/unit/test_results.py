@@ -171,6 +171,16 @@ def test_while_a_batch_expires_its_lines_already_say_so(workshop: Workshop) -> N
     assert error_codes(workshop.results(batch)) == ["batch_expired"] * 2
 
 
+def test_lines_of_a_batch_that_is_cancelled_while_they_are_read_say_so(workshop: Workshop) -> None:
+    batch = workshop.submitted(questions(4), shard_requests=2, completion_window=60)
+    run_shard(workshop.services, workshop.worker, batch.id)
+    pieces = stream_results(workshop.services, batch.id)
+    found = next(pieces)
+    cancel(workshop.services, batch.id)
+    found += b"".join(pieces)
+    assert error_codes(map(orjson.loads, found.splitlines())) == [None, None, *["batch_cancelled"] * 2]
+
+
 def test_a_raw_row_that_never_ran_keeps_its_id(workshop: Workshop) -> None:
     batch = workshop.submitted([{"q": "a", "custom_id": "x"}, {"q": "b"}], prompt="Say {q}")
     cancel(workshop.services, batch.id)
@@ -215,6 +225,12 @@ def test_a_request_of_a_running_shard_has_no_answer_yet(workshop_with: Make) -> 
 
 # ---- just the text
 
+RESPONSE_REASONING = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "well"}], "summary": []}
+
+
+def part(text: str) -> dict[str, str]:
+    return {"type": "output_text", "text": text}
+
 
 @pytest.mark.parametrize(
     ("body", "text"),
@@ -224,7 +240,10 @@ def test_a_request_of_a_running_shard_has_no_answer_yet(workshop_with: Make) -> 
         ({"choices": [{"text": "hi"}]}, "hi"),
         ({"choices": [{"text": ""}]}, ""),
         ({"choices": []}, ""),
-        ({"output": [{"type": "reasoning"}, {"content": [{"text": "h"}, {"text": "i"}]}]}, "hi"),
+        ({"choices": [{"message": {"content": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]}}]}, "hi"),
+        ({"choices": [{"message": {"content": [{"type": "thinking", "text": "hm"}, {"type": "text"}, None]}}]}, ""),
+        ({"output": [RESPONSE_REASONING, {"type": "message", "content": [part("h"), part("i")]}]}, "hi"),
+        ({"output": [RESPONSE_REASONING, {"type": "message", "content": [{"type": "refusal", "refusal": "no"}]}]}, ""),
         ({"output": []}, ""),
         ({"data": [{"embedding": [0.5, 1.0]}]}, "[[0.5,1.0]]"),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from synthgen.batch import CacheMode
+from synthgen.batch import Batch, CacheMode
 from synthgen.control import resume
 from synthgen.errors import EngineGone, ServiceUnavailable
 from synthgen.request import Request
@@ -286,6 +286,28 @@ def test_what_was_checkpointed_too_late_is_removed_with_the_batch_that_has_ended
     assert workshop.cache.stats() == []
 
 
+def test_what_was_checkpointed_too_late_is_removed_also_while_the_batch_is_ending(workshop_with: Make) -> None:
+    gate = Gate()
+    workshop = workshop_with(gated(gate, "line-2"), in_flight=1)
+    batch = workshop.submitted(questions(2), cache=CacheMode.OFF)
+    running = workshop.start(batch)
+    gate.wait_for_somebody()
+    workshop.store.rescue(owners=["owner-1"])
+    move = workshop.store.move
+
+    def ending(batch_id: str, to: BatchState, **options: Any) -> Batch:
+        if to is BatchState.COMPLETED:
+            workshop.store.move = move  # type: ignore[method-assign]
+            gate.open()
+            assert running.join()
+        return move(batch_id, to, **options)
+
+    workshop.store.move = ending  # type: ignore[method-assign]
+    ended = workshop.run(batch, worker=workshop.another_worker(ScriptedEngine(echo)))
+    assert ended.state is BatchState.COMPLETED
+    assert workshop.cache.stats() == []
+
+
 # ---- a broken engine, a broken store
 
 
@@ -377,5 +399,5 @@ def test_an_unexpected_error_gives_the_shard_back_twice_and_then_pauses_the_batc
     assert run_shard(workshop.services, workshop.worker, batch.id)
     paused = workshop.store.get(batch.id)
     assert paused.state is BatchState.PAUSED
-    assert paused.reason == "Shard 0 failed 3 times: RuntimeError('boom')."
+    assert paused.reason == "Shard 0 failed again and again: RuntimeError('boom')."
     assert workshop.shard_states(batch) == [ShardState.PENDING]

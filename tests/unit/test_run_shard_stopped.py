@@ -9,9 +9,10 @@ from collections.abc import Callable
 import pytest
 
 from synthgen.control import cancel, pause, resume
-from synthgen.errors import NotFound
+from synthgen.errors import SynthgenError
 from synthgen.response import Reply
-from synthgen.run_shard import close_shards, run_shard
+from synthgen.results import Which
+from synthgen.run_shard import close_shards, given_up, run_shard
 from synthgen.states import BatchState, ShardState
 from synthgen.upkeep import move_on
 from tests.fakes.scripted_engine import PATIENCE, Gate
@@ -143,16 +144,28 @@ def test_closing_a_batch_that_goes_on_touches_nothing(workshop: Workshop) -> Non
     assert workshop.shard_states(batch) == [ShardState.PENDING]
 
 
-def test_a_shard_that_cannot_be_closed_is_told_and_not_tried_for_ever(workshop: Workshop) -> None:
-    batch = workshop.submitted(questions(2))
-    attempt = workshop.store.claim(batch.id, number=0, owner="x", lease=60)
-    assert attempt is not None
-    workshop.store.release(attempt)
-    workshop.objects.delete([batch.input_key])
-    with pytest.raises(NotFound, match="input"):
-        cancel(workshop.services, batch.id)
-    assert workshop.store.get(batch.id).state is BatchState.CANCELLING
-    assert workshop.shard_states(batch) == [ShardState.PENDING]
+@pytest.mark.parametrize("input_is", ["gone", "changed"])
+def test_a_batch_that_is_cancelled_without_its_input_keeps_what_is_sealed_and_counts_the_rest_as_never_run(
+    workshop: Workshop, input_is: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    batch = workshop.submitted(questions(5), shard_requests=2, completion_window=60)
+    run_shard(workshop.services, workshop.worker, batch.id)
+    if input_is == "gone":
+        workshop.objects.delete([batch.input_key])
+    else:
+        workshop.objects.put(batch.input_key, b"{}\n")
+    run_shard(workshop.services, workshop.worker, batch.id)
+    assert workshop.store.get(batch.id).state is BatchState.PAUSED
+    workshop.clock.advance(60)
+    with pytest.raises(SynthgenError):  # the storage may only be away from here: a person has to say so
+        move_on(workshop.services, workshop.store.get(batch.id))
+    assert cancel(workshop.services, batch.id).state is BatchState.CANCELLED
+    assert [record.name for record in caplog.records if "given up" in record.message] == [given_up.name]
+    assert workshop.shard_states(batch) == [ShardState.DONE, ShardState.CANCELLED, ShardState.CANCELLED]
+    progress = workshop.progress(batch)
+    assert (progress["succeeded"], progress["failed"], progress["pending"]) == (2, 3, 0)
+    assert ids(workshop.results(batch, Which.SUCCEEDED)) == ["line-1", "line-2"]
+    assert workshop.submitted(questions(5), shard_requests=2, completion_window=60).id != batch.id
 
 
 def test_a_worker_that_stops_before_it_begins_asks_nothing(workshop: Workshop) -> None:

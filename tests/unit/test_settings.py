@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from synthgen.errors import BadSetting
+from synthgen.engines.registry import make_engine
+from synthgen.errors import BadInput, BadSetting
 from synthgen.settings import CONFIG_NAME, Settings, load_settings, mask_url, read_secret, unread_variables
+from tasks.wiring import engine_spec, limits_of
 
 
 @pytest.fixture
@@ -97,9 +99,42 @@ def test_a_process_that_reads_the_environment_anew_finds_the_same(
     monkeypatch.setattr(os, "environ", fresh)
     write(folder, 'pool = "from-file"\n[engine_options]\na = "1"\n')
     settings = load_settings({"SYNTHGEN_WINDOW": "3", "SYNTHGEN_HOME": "/h"}, folder=folder)
-    settings.override({"lease": 7.5}).publish()
+    settings.override({"lease": 8.5}).publish()
     again = load_settings(fresh, folder=folder / "nowhere")
-    assert again.model_dump() == settings.override({"lease": 7.5}).model_dump()
+    assert again.model_dump() == settings.override({"lease": 8.5}).model_dump()
+
+
+def test_a_key_that_was_meant_for_openai_is_still_told_from_ours_after_publishing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = {"OPENAI_API_KEY": "sk-openai", "OPENAI_BASE_URL": "http://oai/v1", "SYNTHGEN_ENGINE": "litellm"}
+    monkeypatch.setattr(os, "environ", environ)
+    load_settings(folder=folder).override({"model": "anthropic/claude"}).publish()
+    again = load_settings(folder=folder)
+    assert again.api_key == "sk-openai"
+    assert engine_spec(again).api_key is None
+    assert engine_spec(again).base_url is None
+
+
+def test_a_short_lease_goes_with_a_short_heartbeat(folder: Path) -> None:
+    settings = load_settings({"SYNTHGEN_LEASE": "3", "SYNTHGEN_HEARTBEAT": "0.75"}, folder=folder)
+    assert (settings.lease, settings.heartbeat) == (3.0, 0.75)
+    with pytest.raises(BadSetting, match="quarter of the lease"):
+        settings.override({"lease": 2.5})
+    assert load_settings({"SYNTHGEN_LEASE": "2"}, folder=folder).heartbeat == 0.5
+
+
+def test_only_database_or_only_storage_shared_means_that_nothing_is_an_orphan() -> None:
+    both = {"database_url": "postgresql://db/x", "storage_url": "s3://bucket"}
+    assert limits_of(Settings(**both)).orphan_age == limits_of(Settings()).orphan_age == 86_400
+    for name, url in both.items():
+        assert limits_of(Settings(**{name: url})).orphan_age > 1e9
+
+
+def test_an_engine_that_does_not_exist_is_told_before_its_options(folder: Path) -> None:
+    chosen = load_settings({}, folder=folder).override({"engine": "vlm", "engine_arguments": ("--x",)})
+    with pytest.raises(BadInput, match="Unknown engine 'vlm'"):
+        make_engine(engine_spec(chosen))
 
 
 # ---- what is refused
@@ -111,6 +146,10 @@ def test_a_process_that_reads_the_environment_anew_finds_the_same(
         ({"SYNTHGEN_WINDOW": "many"}, "SYNTHGEN_WINDOW: setting 'window' is 'many': "),
         ({"SYNTHGEN_WINDOW": "0"}, "SYNTHGEN_WINDOW: setting 'window' is '0': "),
         ({"SYNTHGEN_LEASE": "-1"}, "SYNTHGEN_LEASE: setting 'lease'"),
+        (
+            {"SYNTHGEN_HEARTBEAT": "6"},
+            "SYNTHGEN_HEARTBEAT: setting 'heartbeat' is '6': it must be at most a quarter of the lease, which is 20.0",
+        ),
         ({"SYNTHGEN_CHECKPOINT": "3"}, "SYNTHGEN_CHECKPOINT: setting 'checkpoint'"),
         ({"SYNTHGEN_ENGINE_OPTIONS": "{"}, "SYNTHGEN_ENGINE_OPTIONS: setting 'engine_options'"),
     ],

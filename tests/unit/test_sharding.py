@@ -175,7 +175,7 @@ def test_repeats_are_the_groups_of_equal_values_in_line_order(values: list[int])
     for line, value in enumerate(values, start=1):
         index.add(id_digest(str(value)), line)
         groups[value].append(line)
-    assert sorted(index.repeats()) == sorted(lines for lines in groups.values() if len(lines) > 1)
+    assert sorted(map(list, index.repeats())) == sorted(lines for lines in groups.values() if len(lines) > 1)
 
 
 def test_an_id_that_is_no_valid_unicode_still_has_a_digest() -> None:
@@ -201,6 +201,14 @@ def test_equal_deterministic_lines_all_share() -> None:
 
 def test_a_batch_without_repeats_has_no_marks() -> None:
     assert marked([], [Shard(0, 0, 30, 1, 3, 3)]) == [()]
+
+
+def test_numbers_of_lines_come_in_line_order() -> None:
+    marks = Marks(5)
+    assert list(marks) == []
+    marks.set(5, SHARED)
+    marks.set(2, 3)
+    assert list(marks) == [(2, 3), (5, SHARED)]
 
 
 def test_marks_are_stored_as_one_list_of_numbers() -> None:

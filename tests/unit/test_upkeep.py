@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from synthgen.run_shard import run_shard
 from synthgen.sharding import input_key, manifest_key, result_key
 from synthgen.states import BatchState, ShardState
 from synthgen.upkeep import run_upkeep, sweep
+from tests.fakes.clock import FakeClock
 from tests.workshop import REFUSED, WRONG_KEY, Workshop, echo, failing, questions
 
 Make = Callable[..., Workshop]
@@ -87,6 +90,26 @@ def test_what_a_broker_that_was_away_did_not_take_is_sent_when_it_is_back(worksh
     assert workshop.dispatcher.sent == [("gpu", batch.id, 0)]
 
 
+def test_a_pool_that_cannot_be_told_does_not_keep_the_others_from_their_messages(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = [workshop.submitted(questions(1, start=10 * number), pool=f"pool-{number}") for number in range(3)]
+    send, asked = workshop.dispatcher.send, []
+
+    def deaf(pool: str, batch_id: str, numbers: Sequence[int]) -> None:
+        asked.append(pool)
+        if pool == min(batches, key=lambda batch: batch.id).options.pool:
+            raise ServiceUnavailable("The broker does not answer.")
+        send(pool, batch_id, numbers)
+
+    monkeypatch.setattr(workshop.dispatcher, "send", deaf)
+    sent = len(workshop.dispatcher.sent)
+    workshop.clock.advance(workshop.limits.resend_after)
+    assert upkeep(workshop)
+    assert sorted(asked) == ["pool-0", "pool-1", "pool-2"]
+    assert len(workshop.dispatcher.sent) == sent + 2
+
+
 def test_a_paused_batch_is_left_alone(workshop: Workshop) -> None:
     batch = workshop.submitted(questions(1), pool="gpu")
     pause(workshop.services, batch.id)
@@ -100,9 +123,9 @@ def test_a_paused_batch_is_left_alone(workshop: Workshop) -> None:
 # ---- batches that wait for somebody
 
 
-def crashed_at_the_end(workshop: Workshop) -> Batch:
+def crashed_at_the_end(workshop: Workshop, *, start: int = 1) -> Batch:
     """All shards are sealed; the sealer died before it ended the batch."""
-    batch = workshop.submitted(questions(2))
+    batch = workshop.submitted(questions(2, start=start))
     move = workshop.store.move
 
     def dies(*_: object, **__: object) -> Batch:
@@ -113,6 +136,19 @@ def crashed_at_the_end(workshop: Workshop) -> Batch:
         workshop.run(batch)
     workshop.store.move = move  # type: ignore[method-assign]
     return batch
+
+
+def watched_ends(workshop: Workshop) -> list[str]:
+    """Grows by the id of each batch that is completed."""
+    ended, move = [], workshop.store.move
+
+    def watched(batch_id: str, to: BatchState, **options: Any) -> Batch:
+        if to is BatchState.COMPLETED:
+            ended.append(batch_id)
+        return move(batch_id, to, **options)
+
+    workshop.store.move = watched  # type: ignore[method-assign]
+    return ended
 
 
 @pytest.mark.parametrize("reached", [BatchState.IN_PROGRESS, BatchState.FINALIZING])
@@ -157,20 +193,41 @@ def test_a_batch_past_its_window_expires_and_keeps_what_is_finished(workshop: Wo
 
 
 def test_one_batchs_trouble_does_not_keep_the_others_waiting(
-    workshop: Workshop, caplog: pytest.LogCaptureFixture
+    workshop: Workshop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    healthy = crashed_at_the_end(workshop)
-    workshop.clock.advance(1)
+    put = workshop.objects.put
+
+    def bug(key: str, data: bytes) -> None:
+        if broken.id in key:
+            raise RuntimeError("boom")
+        put(key, data)
+
     broken = workshop.submitted(questions(1, start=50))
+    workshop.clock.advance(1)
+    healthy = crashed_at_the_end(workshop)
     workshop.engine.answer = failing({"line-1": WRONG_KEY})
     workshop.run(broken)
     workshop.store.move(broken.id, BatchState.CANCELLING)
-    workshop.objects.delete([broken.input_key])
-    assert [progress.batch.id for progress in workshop.store.list_batches()] == [broken.id, healthy.id]
+    monkeypatch.setattr(workshop.objects, "put", bug)
     assert upkeep(workshop)
     assert workshop.store.get(healthy.id).state is BatchState.COMPLETED
     assert workshop.store.get(broken.id).state is BatchState.CANCELLING
-    assert broken.input_key in caplog.text
+    assert f"batch={broken.id}: Shard 0 of {broken.id} cannot end" in caplog.text
+
+
+def test_a_host_whose_clock_is_ahead_ends_no_batch_early(workshop: Workshop) -> None:
+    batch = workshop.submitted(questions(1), completion_window=60)
+    ahead = FakeClock()
+    ahead.advance(3600)
+    assert run_upkeep(replace(workshop.services, clock=ahead), every=EVERY)
+    assert workshop.store.get(batch.id).state is BatchState.IN_PROGRESS
+
+
+def test_every_batch_has_its_turn_however_many_are_newer_and_the_oldest_first(workshop: Workshop) -> None:
+    batches = [crashed_at_the_end(workshop, start=10 * number) for number in range(3)]
+    ended = watched_ends(workshop)
+    upkeep(workshop)
+    assert ended == [batch.id for batch in batches]
 
 
 def test_a_database_that_is_away_ends_the_round(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:

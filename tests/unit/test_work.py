@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from synthgen.batch import Batch
 from synthgen.control import pause
-from synthgen.errors import EngineGone, NotFound, ServiceUnavailable
+from synthgen.errors import EngineGone, ServiceUnavailable, SynthgenError
 from synthgen.owner import current_owner
+from synthgen.sharding import input_key
 from synthgen.states import BatchState, ShardState
 from synthgen.work import work_on
 from tests.fakes.scripted_engine import Gate, ScriptedEngine
@@ -134,11 +136,48 @@ def test_a_batch_past_its_window_is_ended_and_not_waited_for(workshop: Workshop)
     assert workshop.asked == []
 
 
-def test_a_cancelled_batch_that_cannot_be_closed_is_told(workshop_with: Make) -> None:
+def test_a_cancelled_batch_that_cannot_be_closed_is_told(workshop_with: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     workshop = workshop_with(failing({"line-1": WRONG_KEY}))
     batch = workshop.submitted(questions(2))
     work(workshop, batch)
     workshop.store.move(batch.id, BatchState.CANCELLING)
-    workshop.objects.delete([batch.input_key])
-    with pytest.raises(NotFound):
+    monkeypatch.setattr(workshop.objects, "put", bug)
+    with pytest.raises(SynthgenError, match="cannot end"):
         Background(lambda: work(workshop, batch)).join()
+
+
+def test_what_killed_submits_left_is_swept_beside_the_work(workshop: Workshop) -> None:
+    orphan = left_by_a_killed_submit(workshop)
+    work(workshop, workshop.submitted(questions(2)))
+    assert orphan not in workshop.objects.objects
+
+
+def test_runs_that_follow_one_another_do_not_each_sweep(workshop: Workshop) -> None:
+    work(workshop, workshop.submitted(questions(2)))
+    orphan = left_by_a_killed_submit(workshop)
+    work(workshop, workshop.submitted(questions(2)))
+    assert orphan in workshop.objects.objects
+
+
+def test_a_sweep_that_fails_is_no_failure_of_the_work(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workshop.objects, "sweep_uploads", bug)
+    assert work(workshop, workshop.submitted(questions(2))).state is BatchState.COMPLETED
+
+
+def test_who_is_told_to_stop_does_not_sweep(workshop: Workshop) -> None:
+    orphan = left_by_a_killed_submit(workshop)
+    workshop.worker.stopping.set()
+    work(workshop, workshop.submitted(questions(2)))
+    assert orphan in workshop.objects.objects
+
+
+def left_by_a_killed_submit(workshop: Workshop) -> str:
+    """An object that is old enough to be swept."""
+    key = input_key("batch_killed_at_submit")
+    workshop.objects.put(key, b"x")
+    workshop.objects.modified[key] = workshop.clock.now() - timedelta(seconds=workshop.limits.orphan_age)
+    return key
+
+
+def bug(*_: object, **__: object) -> None:
+    raise RuntimeError("boom")
