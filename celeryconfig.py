@@ -14,18 +14,18 @@ _settings = load_settings()
 
 
 def _on_files(folder: Path) -> dict[str, object]:
-    """kombu's filesystem transport: enough for several processes of one host, because losing a message is harmless."""
+    """Enough for several processes of one host, because losing a message is harmless."""
     for name in ("messages", "control"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     return {
         "data_folder_in": str(folder / "messages"),
         "data_folder_out": str(folder / "messages"),
         "control_folder": str(folder / "control"),
-        "store_processed": False,
     }
 
 
 broker_url = _settings.broker_url or "filesystem://"
+broker_transport = None if _settings.broker_url else "tasks.files_transport:Transport"
 broker_transport_options = {"confirm_publish": True} if _settings.broker_url else _on_files(_settings.home / "queue")
 broker_connection_retry_on_startup = True
 broker_channel_error_retry = True
@@ -40,7 +40,7 @@ task_default_queue = task_queues[0].name
 task_default_exchange = _settings.queue_prefix
 task_default_routing_key = task_default_queue
 task_routes = {"synthgen.upkeep": {"queue": task_queues[1].name}}
-task_send_sent_event = True
+task_send_sent_event = False  # it would be one more message for each, and one whose confirmation has no time limit
 worker_send_task_events = True
 worker_pool = "threads"
 worker_concurrency = _settings.shards or default_shards(_settings.in_flight or 256)

@@ -12,6 +12,8 @@ from tasks.app import app
 from tasks.queues import pool_queue
 
 _PATIENCE = {"max_retries": 3, "interval_start": 0.2, "interval_step": 0.5, "interval_max": 1.0}
+_CONFIRMED = 4.0
+"""Seconds for the broker to confirm one message: one that is short of memory or disk takes it and says nothing."""
 
 
 class CeleryDispatcher:
@@ -33,6 +35,7 @@ class CeleryDispatcher:
                         producer=producer,
                         expires=self._settings.resend_after,
                         expiration=self._settings.resend_after,
+                        confirm_timeout=_CONFIRMED,
                         retry=True,
                         retry_policy=_PATIENCE,
                     )

@@ -1,4 +1,5 @@
-"""What a worker does when there is no work: its engine sleeps after a while, the worker ends after a longer one.
+"""What a worker does when there is too little work: it asks for hints that others hold and cannot start on, its engine
+sleeps after a while, it ends after a longer one.
 
 With every worker of a pool gone the queue keeps the work; whatever watches the queue's length may start one again.
 """
@@ -12,6 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from synthgen.engines.lane import Lane
+
+_SELDOM = 192
+"""Looks between two tries without a broker: more seconds than upkeep lets pass, whose turn it is then."""
+_HUNGRY = 3
+"""Looks in a row that find a place free: between two shards it is free for a moment."""
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +41,12 @@ class Idleness:
             with self._lock:
                 self._running -= 1
                 self._since = self._now()
+
+    @property
+    def running(self) -> int:
+        """Shards that run now."""
+        with self._lock:
+            return self._running
 
     @property
     def seconds(self) -> float:
@@ -67,3 +79,25 @@ class IdleWatch:
                 self._lane.sleep()
         else:
             self._sleeping = False
+
+
+class Hunger:
+    """Called every second or so: a worker that has had a place free for a while asks for shards that wait elsewhere.
+
+    A message is acknowledged when its shard begins, so a busy worker holds as many again as it runs; without this they
+    would wait for it while another has nothing to do. Whoever begins first has the shard, the other message is a no-op.
+    """
+
+    def __init__(self, idleness: Idleness, *, places: int, ask: Callable[[], bool]) -> None:
+        self._idleness = idleness
+        self._places = places
+        self._ask = ask
+        self._free = 0
+        self._wait = _HUNGRY
+
+    def look(self) -> None:
+        """A broker that does not answer is asked ever more rarely: what was to be sent counts as sent at each try."""
+        self._free = self._free + 1 if self._idleness.running < self._places else 0
+        if self._free >= self._wait:
+            self._free = 0
+            self._wait = _HUNGRY if self._ask() else min(8 * self._wait, _SELDOM)

@@ -9,20 +9,22 @@ from __future__ import annotations
 import logging
 import random
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from celery.platforms import EX_FAILURE, EX_OK
 from celery.worker import state
 
-from synthgen.errors import BadSetting, SynthgenError
+from synthgen.errors import BadSetting, ServiceUnavailable, SynthgenError
 from synthgen.ports import Services
 from synthgen.run_shard import Worker
 from synthgen.settings import Settings, load_settings
-from synthgen.upkeep import run_upkeep
+from synthgen.upkeep import resend, run_upkeep
 from synthgen.workers import AUTO
 from tasks.gpu_memory import GpuMemory
-from tasks.idleness import Idleness, IdleWatch
+from tasks.idleness import Hunger, Idleness, IdleWatch
 from tasks.registrar import Registrar, beat_interval, registered
 from tasks.wiring import connect, engine_spec, make_lane, open_worker
 
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 _ON_OUR_GPUS = ("vllm", "server")
 _LOOK = 1.0
 """Seconds between two looks at whether there is work."""
+_OVERDUE = 2.0
+"""Seconds that a shard's message is left alone, before a worker that has a place free asks for another of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +86,26 @@ def start(*, concurrency: int) -> None:
         ).start()
         idleness = Idleness()
         watch = IdleWatch(idleness, lane, sleep=settings.idle_sleep, leave=settings.idle_exit, end=_go_home)
-        threading.Thread(target=_look_on, args=(watch, worker.stopping), name="synthgen-idleness", daemon=True).start()
+        _look_on(watch.look, worker.stopping)
         _current = Process(settings, services, worker, registrar, idleness, stack.pop_all())
 
 
-def serve() -> None:
-    """Celery takes messages from now on."""
-    current().registrar.serve()
+def serve(places: int) -> None:
+    """Celery takes messages from now on, for so many shards at once."""
+    here = current()
+    here.registrar.serve()
+    hunger = Hunger(here.idleness, places=places, ask=partial(_ask_for_more, here))
+    _look_on(hunger.look, here.worker.stopping)
+
+
+def _ask_for_more(here: Process) -> bool:
+    """Whether that could be done. A worker whose engine is not ready leaves the shards to others."""
+    if not here.worker.lane.engine.ready:
+        return True
+    try:
+        return resend(here.services, older_than=_OVERDUE, pool=here.settings.pool)
+    except ServiceUnavailable:
+        return False
 
 
 def drain() -> None:
@@ -134,9 +151,14 @@ def _keep_up(services: Services, settings: Settings, stopping: threading.Event) 
             logger.exception("upkeep failed")
 
 
-def _look_on(watch: IdleWatch, stopping: threading.Event) -> None:
-    while not stopping.wait(_LOOK):
-        try:
-            watch.look()
-        except Exception:
-            logger.exception("idle watch failed")
+def _look_on(look: Callable[[], None], stopping: threading.Event) -> None:
+    """Look, every ``_LOOK`` seconds until the worker stops, in a thread of its own."""
+
+    def again_and_again() -> None:
+        while not stopping.wait(_LOOK):
+            try:
+                look()
+            except Exception:
+                logger.exception("idle watch failed")
+
+    threading.Thread(target=again_and_again, name="synthgen-idleness", daemon=True).start()

@@ -1,6 +1,8 @@
 """One worker process for each group of GPUs of this host, started and watched together.
 
-Each is a worker like any other; this process only starts them, starts again what fails, and passes signals on.
+Each is a worker like any other; this process only starts them, starts again what fails, and passes signals on. Each
+holds one end of a pipe whose other end only this process has: should it be killed, they drain and end too, instead of
+going on where nobody watches them.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ class _Replica:
     started: float = 0.0
     failures: int = 0
     due: float = 0.0
+    told: bool = False
+    """To end."""
     ended: int | None = field(default=None)
     """Its last exit code, once it is not to be started again."""
 
@@ -55,12 +59,9 @@ def run_replicas(settings: Settings, groups: Sequence[str], *, loglevel: str) ->
     replicas = [_Replica(gpus) for gpus in groups]
     stopping = False
 
-    def stop(*_: object) -> None:
+    def stop(*_: object) -> None:  # no more than that: it may interrupt the start of a replica
         nonlocal stopping
         stopping = True
-        for replica in replicas:
-            if replica.process is not None and replica.process.poll() is None:
-                replica.process.send_signal(signal.SIGTERM)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
@@ -82,7 +83,12 @@ def _look_after(replica: _Replica, loglevel: str, *, stopping: bool) -> None:
         return
     code = replica.process.poll()
     if code is None:
+        if stopping and not replica.told:
+            replica.told = True
+            replica.process.send_signal(signal.SIGTERM)
         return
+    if stopping and code == -signal.SIGTERM:  # it was told before it could listen
+        code = 0
     replica.process = None
     if time.monotonic() - replica.started > _SETTLED:
         replica.failures = 0
@@ -96,9 +102,14 @@ def _look_after(replica: _Replica, loglevel: str, *, stopping: bool) -> None:
 
 
 def _start(replica: _Replica, loglevel: str) -> None:
-    """A process group of its own: Ctrl-C in the terminal reaches us, and we pass it on once."""
-    command = [sys.executable, "-m", "cli", "worker", "--loglevel", loglevel]
+    """A process group of its own: Ctrl-C in the terminal reaches us, and we pass it on once.
+
+    ``-P``: with ``-m`` alone Python would take a ``cli`` of the current folder for ours.
+    """
+    command = [sys.executable, "-P", "-m", "cli", "worker", "--loglevel", loglevel, "--until-stdin-closes"]
     environ = child_environment({"SYNTHGEN_GPUS": replica.gpus})
-    replica.process = subprocess.Popen(command, env=environ, process_group=0)  # noqa: S603 - our own command
+    replica.process = subprocess.Popen(  # noqa: S603 - our own command
+        command, env=environ, process_group=0, stdin=subprocess.PIPE
+    )
     replica.started = time.monotonic()
     logger.info("worker on GPUs %s started: pid=%d", replica.gpus, replica.process.pid)

@@ -5,9 +5,11 @@ Celery is loaded only when a message must be sent, so that an embedded run start
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from storage import embedded_postgres, schema
@@ -18,17 +20,21 @@ from storage.response_cache import PostgresResponseCache
 from storage.worker_registry import PostgresWorkerRegistry
 from synthgen.batch import EngineIdentity
 from synthgen.engines.base import EngineSpec
+from synthgen.engines.descriptors import allow_connections
 from synthgen.engines.lane import Lane
-from synthgen.engines.registry import make_engine
+from synthgen.engines.registry import ENGINES, make_engine
 from synthgen.errors import BadInput, BadSetting
 from synthgen.keeper import Keeper
 from synthgen.owner import current_owner
 from synthgen.ports import Dispatcher, Limits, Services
 from synthgen.retry import RetryPolicy
 from synthgen.run_shard import Worker
-from synthgen.settings import Settings
+from synthgen.settings import COMMAND_LINE, Settings
 from synthgen.workers import ANY_MODEL
 
+logger = logging.getLogger(__name__)
+
+_NEVER = 100 * 365 * 86_400.0
 SHORT_PATIENCE = 10.0
 """What somebody at a terminal waits for a database that is away; workers wait as the settings say."""
 
@@ -109,6 +115,7 @@ def open_worker(
     lane = lane or make_lane(settings, spec)
     engine = lane.engine
     lane.start()
+    _make_room(lane)
     keeper = Keeper(services.store, services.limits)
     keeper.start()
     try:
@@ -119,8 +126,16 @@ def open_worker(
         lane.close(grace=0)
 
 
+def _make_room(lane: Lane) -> None:
+    """Never more in flight than this process may have connections."""
+    room = allow_connections(lane.in_flight)
+    if room < lane.in_flight:
+        logger.warning("in flight: %d, not %d: the limit of open files (ulimit -n) is too low", room, lane.in_flight)
+        lane.in_flight = room
+
+
 def engine_spec(settings: Settings) -> EngineSpec:
-    """The engine that the settings describe. Raises BadInput when they name none."""
+    """The engine that the settings describe. Raises BadInput when they name none, or what it has no use for."""
     kind = settings.engine or ("openai" if settings.base_url else None)
     if kind is None:
         raise BadInput(
@@ -129,11 +144,14 @@ def engine_spec(settings: Settings) -> EngineSpec:
         )
     if settings.measure_ttft and kind in ("litellm", "mock"):
         raise BadInput(f"The {kind} engine cannot measure the time to first token; leave out --measure-ttft.")
+    for name, (kinds, option) in _ONLY_FOR.items():
+        if kind in ENGINES and kind not in kinds and settings.origins[name] == COMMAND_LINE:
+            raise BadInput(f"The {kind} engine has no use for {option}; leave it out.")
     sleeping = ("--enable-sleep-mode",) if kind == "vllm" and settings.idle_sleep is not None else ()
     return EngineSpec(
         kind=kind,
         model=settings.model,
-        base_url=_own(settings, "base_url") if kind == "litellm" else settings.base_url,
+        base_url=settings.base_url if kind == "openai" else _own(settings, "base_url"),
         api_key=_own(settings, "api_key") if kind == "litellm" else settings.api_key,
         provider=settings.provider,
         in_flight=settings.in_flight,
@@ -150,13 +168,27 @@ def engine_spec(settings: Settings) -> EngineSpec:
     )
 
 
+_ONLY_FOR = {
+    "command": (("server",), "--command"),
+    "engine_arguments": (("vllm",), "what stands after --"),
+    "vllm_python": (("vllm",), "--vllm-python"),
+    "gpus": (("vllm", "server"), "--gpus"),
+}
+"""Settings that only some engines read. In the environment they may be meant for other workers, as an option not."""
+
+
 def _own(settings: Settings, name: str) -> str | None:
-    """The setting, unless borrowed from OpenAI's variables: LiteLLM must not send that key to another provider."""
+    """The setting, unless borrowed from OpenAI's variables, which are meant for other tools: LiteLLM must not send
+    that key to another provider, and a server of our own has another address."""
     return None if settings.origins[name].startswith("OPENAI_") else getattr(settings, name)
 
 
 def limits_of(settings: Settings) -> Limits:
-    return Limits(**{name: getattr(settings, name) for name in Limits.__dataclass_fields__})
+    """Where only one of database and storage is shared, what has no row here may have one elsewhere: no orphan then."""
+    limits = Limits(**{name: getattr(settings, name) for name in Limits.__dataclass_fields__})
+    if (settings.database_url is None) is (settings.storage_url is None):
+        return limits
+    return replace(limits, orphan_age=_NEVER)
 
 
 def policy_of(settings: Settings) -> RetryPolicy:

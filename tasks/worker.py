@@ -6,13 +6,14 @@ Imported by ``tasks.app``'s users that run tasks; a process that only sends neve
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import signal
 import sys
 import threading
 from typing import Any, NoReturn
 
-from celery import signals
+from celery import bootsteps, signals
 from celery.concurrency.thread import TaskPool
 from celery.worker import state
 
@@ -26,14 +27,24 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 logger = logging.getLogger(__name__)
 
 
-def run_worker(settings: Settings, *, loglevel: str = "INFO") -> None:
+def run_worker(settings: Settings, *, loglevel: str = "INFO", until_stdin_closes: bool = False) -> None:
     """Run a worker of ``settings.pool`` in this process until it is stopped; it never returns, it exits."""
     settings.publish()
+    if until_stdin_closes:
+        threading.Thread(target=_end_with_stdin, name="synthgen-supervisor", daemon=True).start()
     # Two of one name on a host lock each other out of their control queue, and so does a connection that is not yet
     # known to be dead: so no name is used twice.
     host = f"{settings.pool}-{secrets.token_hex(3)}@%h"
     app.worker_main(["worker", "--loglevel", loglevel, "--hostname", host, "--without-gossip", "--without-mingle"])
     sys.exit(state.should_terminate or state.should_stop or 0)  # worker_main keeps the exit code to itself
+
+
+def _end_with_stdin() -> None:
+    """Nobody writes to it: when it closes, the process that started this one is gone."""
+    while os.read(0, 1):
+        pass
+    logger.error("the process that started this worker is gone: it ends")
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run_beat(settings: Settings, *, loglevel: str = "INFO") -> None:
@@ -90,7 +101,7 @@ def _give_up(*_: object) -> NoReturn:
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
 def _tell(sender: Any, **_: Any) -> None:
     here = process.current()
-    process.serve()
+    process.serve(sender.controller.concurrency)
     lane = here.worker.lane
     logger.info(
         "ready: pool=%s engine=%s in_flight=%d shards=%d",
@@ -100,9 +111,22 @@ def _tell(sender: Any, **_: Any) -> None:
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def _drain(**_: Any) -> None:
+    """At once: Celery's own thread may be stuck with a broker that does not answer."""
     process.drain()
 
 
+class _Drain(bootsteps.StartStopStep):  # type: ignore[misc]
+    """However the worker is ended: by a signal, by Flower, by an error of Celery's own."""
+
+    def close(self, _: Any) -> None:
+        process.drain()
+
+
+app.steps["worker"].add(_Drain)
+
+
 @signals.worker_shutdown.connect  # type: ignore[untyped-decorator]
-def _stop(**_: Any) -> None:
+def _stop(sender: Any, **_: Any) -> None:
+    if sender.exitcode and not state.should_stop:  # an end by an error is not a good end
+        state.should_stop = sender.exitcode
     process.stop()

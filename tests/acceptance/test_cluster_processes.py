@@ -65,6 +65,36 @@ def test_plain_celery_runs_workers_and_beat_and_flower_shows_them(cluster: Clust
     assert "Traceback" not in worker.log + beat.log
 
 
+def test_a_worker_that_comes_later_takes_what_a_busy_one_holds(
+    cluster: Cluster, questions: Callable[[int], Path]
+) -> None:
+    slow = ("--engine", "mock", "--engine-option", "latency=1", "--in-flight", 1, "--shards", 1)
+    unhurried = {"SYNTHGEN_RESEND_AFTER": "600"}
+    cluster.worker(*slow, **unhurried)
+    batch = cluster.submit(questions(40), *PROMPT, "--shard-requests", 20, **unhurried)
+    cluster.wait_for_answers(batch, 2)  # it runs the first shard and holds the message of the second
+
+    cluster.worker(*slow, **unhurried)
+
+    until("both shards run", lambda: len(cluster.services.store.owners()) == 2, timeout=12)
+    assert cluster.wait(batch).counts.succeeded == 40
+
+
+def test_a_worker_that_is_shut_down_from_afar_hands_its_shards_back(
+    cluster: Cluster, questions: Callable[[int], Path]
+) -> None:
+    slow = ("--engine", "mock", "--engine-option", "latency=1", "--in-flight", 1, "--shards", 1)
+    worker = cluster.worker(*slow)
+    batch = cluster.submit(questions(100), *PROMPT, "--shard-requests", 50)
+    cluster.wait_for_answers(batch, 1)
+
+    cluster.celery("shutdown", "control", "shutdown")  # what Flower's button does
+
+    assert worker.ends() == 0
+    assert cluster.services.store.owners() == []
+    assert "shard given back" in worker.log
+
+
 def read_json(port: int, path: str) -> dict[str, Any]:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/{path}", timeout=10) as reply:

@@ -57,7 +57,20 @@ def test_the_command_ends_when_all_its_workers_have_ended_for_want_of_work(clust
     assert supervisor.log.count("the worker ends") == 2
 
 
+def test_workers_whose_supervisor_is_killed_hand_their_shards_back_and_end(
+    cluster: Cluster, replicas: Process, gsm8k: Path
+) -> None:
+    workers = workers_of(replicas)
+    batch = cluster.submit(gsm8k, *PROMPT, "--shard-requests", 100)
+    cluster.wait_for_answers(batch, 100)
+    replicas.send(signal.SIGKILL)
+    until("both are gone", lambda: not any(worker.is_running() for worker in workers))
+    assert replicas.log.count("the process that started this worker is gone") == 2
+    assert cluster.services.store.owners() == []
+
+
 def test_too_few_gpus_for_so_many_replicas_are_told(cluster: Cluster) -> None:
-    options = ("--engine", "mock", "--replicas", "2", "--gpus-per-replica", "2", "--gpus", "0,1,2")
+    server = ("--engine", "server", "--command", "serve --port {port}")
+    options = (*server, "--replicas", "2", "--gpus-per-replica", "2", "--gpus", "0,1,2")
     refused = cluster.cli("worker", *options, expect=2)
     assert "2 replicas of 2 GPUs need 4, but --gpus names 3." in refused.stderr

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from tasks.idleness import Idleness, IdleWatch
+from tasks.idleness import Hunger, Idleness, IdleWatch
 
 
 class Clock:
@@ -83,3 +85,46 @@ def test_without_a_limit_nothing_happens(clock: Clock, told: Told) -> None:
     clock.seconds += 1e9
     looking.look()
     assert told.words == []
+
+
+def noting(asked: list[int]) -> Callable[[], bool]:
+    def ask() -> bool:
+        asked.append(1)
+        return True
+
+    return ask
+
+
+def test_a_worker_with_a_place_free_asks_for_what_others_hold_now_and_again() -> None:
+    asked: list[int] = []
+    hunger = Hunger(Idleness(), places=2, ask=noting(asked))
+    for _ in range(6):
+        hunger.look()
+    assert len(asked) == 2
+
+
+def test_a_place_that_is_free_for_a_moment_is_no_hunger() -> None:
+    asked: list[int] = []
+    idleness = Idleness()
+    hunger = Hunger(idleness, places=1, ask=noting(asked))
+    for _ in range(10):
+        hunger.look()
+        hunger.look()
+        with idleness.busy():
+            hunger.look()
+    assert asked == []
+
+
+def test_while_the_broker_is_away_it_is_asked_ever_more_rarely_and_then_as_before() -> None:
+    asked: list[float] = []
+    clock = Clock()
+
+    def ask() -> bool:
+        asked.append(clock())
+        return len(asked) >= 4
+
+    hunger = Hunger(Idleness(), places=1, ask=ask)
+    for _ in range(1_000):
+        clock.seconds += 1
+        hunger.look()
+    assert [after - before for before, after in pairwise(asked)][:5] == [24, 192, 192, 3, 3]
