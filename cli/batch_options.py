@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 import orjson
+from click.core import ParameterSource
 
 from cli.name_value import NAME_VALUE
 from cli.quantities import Duration, Size
@@ -63,7 +64,12 @@ _OPTIONS = (
         help="Stored responses: use them, ask all anew and store, or neither.",
     ),
     click.option("--namespace", default=_PLAIN.namespace, show_default=True, help="Part of the cache to use."),
-    click.option("--cache-ttl", type=Duration(), help="How long responses stay stored, for example 7d or 12h."),
+    click.option(
+        "--cache-ttl",
+        type=Duration(),
+        help="How long responses stay stored, for example 7d or 12h. A shard that is not finished by then (its batch "
+        "was paused for longer) asks for them again.",
+    ),
     click.option(
         "--completion-window",
         "--window",
@@ -114,6 +120,19 @@ _FIELDS = (
     "shard_requests",
     "shard_bytes",
 )
+
+
+def refuse_for_an_existing_batch() -> None:
+    """A batch that exists is what it is. Raises UsageError naming the given options that would be lost."""
+    context = click.get_current_context()
+    lost = [
+        max(option.opts, key=len)
+        for option in context.command.params
+        if option.name in (*_FIELDS, "name", "defaults", "new")
+        and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+    ]
+    if lost:
+        raise click.UsageError(f"--batch goes on with a batch as it was submitted; leave out {', '.join(lost)}.")
 
 
 def stem(place: str) -> str:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 import click
 
@@ -138,8 +139,30 @@ def _engine(settings: Settings) -> Finding:
 
     if settings.engine is None and settings.base_url is None:
         return Finding("engine", "note", "none set: give run and worker --base-url, or --engine")
-    spec = engine_spec(settings)
-    return _tried("engine", lambda: asyncio.run(_health(spec)), f"{spec.kind} is ready to answer")
+    return _tried("engine", lambda: _usable(engine_spec(settings)))
+
+
+def _usable(spec: EngineSpec) -> str:
+    """A server of our own is not started: that takes minutes, and the GPU memory of a worker that runs."""
+    if spec.loads_model:
+        _startable(spec)
+        return f"{spec.kind} has what it is started with; a worker starts it"
+    asyncio.run(_health(spec))
+    return f"{spec.kind} is ready to answer"
+
+
+def _startable(spec: EngineSpec) -> None:
+    """Raises BadInput when the program, vLLM or the folder of the model is missing."""
+    from synthgen.engines.registry import make_engine
+
+    make_engine(spec)
+    program = spec.command[0] if spec.kind == "server" else spec.python or sys.executable
+    if shutil.which(program) is None:
+        raise BadInput(f"The {spec.kind} engine would run {program}, which is not there or cannot be run.")
+    if spec.kind == "vllm" and spec.python is None and find_spec("vllm") is None:
+        raise BadInput("vLLM is not installed here: set SYNTHGEN_VLLM_PYTHON to an interpreter that has it.")
+    if spec.kind == "vllm" and spec.model and spec.model.startswith(("/", ".")) and not Path(spec.model).is_dir():
+        raise BadInput(f"There is no folder {spec.model} to load the model from.")
 
 
 async def _health(spec: EngineSpec) -> None:

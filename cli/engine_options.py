@@ -18,7 +18,9 @@ _OPTIONS = (
     click.option("--engine", help="openai (where --base-url is given), litellm, mock, vllm or server."),
     click.option("--base-url", metavar="URL", help="OpenAI-compatible server, for example http://localhost:8000/v1."),
     click.option("--api-key-env", metavar="NAME", help="Variable that holds the key (default: OPENAI_API_KEY)."),
-    click.option("--provider", metavar="NAME", help="Name in cache keys instead of the server's host."),
+    click.option(
+        "--provider", metavar="NAME", help="Name in cache keys instead of the server's host: equal servers share."
+    ),
     click.option(
         "--in-flight", type=click.IntRange(1), metavar="N", help="Requests in flight at once (default: by engine)."
     ),

@@ -13,6 +13,8 @@ from cli.connection import batch_argument, json_option, services_in_force
 from cli.console import put, put_json, put_table, say
 from synthgen.batch import Batch
 from synthgen.ports import BatchStore
+from synthgen.response import NEVER_RAN
+from synthgen.states import ShardState
 
 _CUT = 200
 
@@ -51,6 +53,7 @@ def command(reference: str, *, code: str | None, limit: int, as_json: bool) -> N
         batch = services.store.resolve(reference)
         causes = [cause for cause in _causes(services.store, batch) if code is None or cause.code == code]
         rows = list(islice(_rows(services.store, batch, code), limit))
+        untouched = _untouched(services.store, batch) if any(cause.code in NEVER_RAN for cause in causes) else 0
     if as_json:
         put_json(
             {"batch": batch.id, "causes": [_fields(cause) for cause in causes], "rows": [_fields(row) for row in rows]}
@@ -58,7 +61,13 @@ def command(reference: str, *, code: str | None, limit: int, as_json: bool) -> N
     elif not causes:
         say(f"No failed or rejected rows{'' if code is None else f' with code {code}'} in {batch.id}.")
     else:
-        _print(causes, rows)
+        _print(batch, causes, rows, untouched)
+
+
+def _untouched(store: BatchStore, batch: Batch) -> int:
+    """Requests of shards that ended before anyone began them: they are among the causes and have no rows."""
+    cancelled = (s for s in store.shards(batch.id) if s.state is ShardState.CANCELLED and s.result is None)
+    return sum(status.shard.requests for status in cancelled)
 
 
 def _causes(store: BatchStore, batch: Batch) -> list[_Cause]:
@@ -89,23 +98,25 @@ def _fields(value: _Cause | _Row) -> dict[str, object]:
     return {name: getattr(value, name) for name in type(value).__slots__}
 
 
-def _print(causes: list[_Cause], rows: list[_Row]) -> None:
+def _print(batch: Batch, causes: list[_Cause], rows: list[_Row], untouched: int) -> None:
     put_table(
         ("COUNT", "KIND", "CODE", "FIRST LINE", "EXAMPLE"),
         [(q.count(c.count), c.kind, c.code, str(c.line), _short(c.message)) for c in causes],
         right=(0, 3),
     )
-    if not rows:
-        return
-    put("")
-    put_table(
-        ("LINE", "CUSTOM_ID", "CODE", "MESSAGE"),
-        [(str(row.line), row.custom_id or "-", row.code, _short(row.message)) for row in rows],
-        right=(0,),
-    )
-    left = sum(cause.count for cause in causes) - len(rows)
+    if rows:
+        put("")
+        put_table(
+            ("LINE", "CUSTOM_ID", "CODE", "MESSAGE"),
+            [(str(row.line), row.custom_id or "-", row.code, _short(row.message)) for row in rows],
+            right=(0,),
+        )
+    left = sum(cause.count for cause in causes) - untouched - len(rows)
     if left > 0:
         say(f"… and {q.count(left)} more: --limit shows them, --code picks one cause.")
+    if untouched:
+        where = f"'synthgen results {batch.id} --only failed' lists them, too"
+        say(f"Never begun, and so not listed here: {q.of(untouched, 'row')}; {where}.")
 
 
 def _short(message: str) -> str:

@@ -108,13 +108,16 @@ def main(ctx: click.Context, *, debug: bool) -> None:
         _set_up_logging(debug=debug)
 
 
+_TOLD = ("synthgen.completion", "synthgen.run_shard.given_up", "tasks.wiring")
+
+
 def _set_up_logging(*, debug: bool) -> None:
-    """Quiet, but for what a user has to know: that the broker is away and messages will be late."""
+    """Quiet, but for what a user has to know: what will come late, or otherwise than was asked for."""
     if debug:
         logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         return
     quiet = logging.StreamHandler()
-    quiet.addFilter(lambda record: record.name == "synthgen.completion")
+    quiet.addFilter(lambda record: record.name in _TOLD)
     logging.basicConfig(level=logging.WARNING, format="Warning: %(message)s", handlers=[quiet])
 
 

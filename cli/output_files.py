@@ -22,15 +22,22 @@ _ID_PREFIX: Final = "batch_req_"
 
 def check_places(*places: str | None) -> None:
     """Before any work: the folders are there and what stands there now is ours. Raises BadInput."""
-    paths = [Path(place) for place in places if place not in (None, STDOUT)]
-    if len({path.resolve() for path in paths}) < len(paths):
+    paths = [Path(place) for place in places if place is not None and place != STDOUT]
+    files = [path for path in paths if not _is_no_file(path)]
+    if len({path.resolve() for path in files}) < len(files):
         raise BadInput("-o and --errors name the same file: give each its own.")
     for path in paths:
         folder = path.resolve().parent
-        if path.is_dir() or not folder.is_dir():
+        if path.is_dir() or (path in files and not folder.is_dir()):
             raise BadInput(f"Cannot write {path}: {'it is a folder' if path.is_dir() else f'no folder {folder}'}.")
-        if not os.access(folder, os.W_OK):
-            raise BadInput(f"Cannot write {path}: the permissions of {folder} do not allow it.")
+        opened = folder if path in files else path
+        if not os.access(opened, os.W_OK):
+            raise BadInput(f"Cannot write {path}: the permissions of {opened} do not allow it.")
+
+
+def _is_no_file(path: Path) -> bool:
+    """A terminal, a pipe, /dev/null. Asked of the path as it is given: that of a pipe leads nowhere once resolved."""
+    return path.exists() and not path.is_file()
 
 
 def check_contents(services: Services, batch: Batch | None, *places: str | None) -> None:
@@ -67,11 +74,11 @@ def batch_of_file(path: Path) -> str | None:
 @contextmanager
 def writing(place: str) -> Iterator[BinaryIO]:
     """A file that appears under its name when the block ends well, and not at all otherwise."""
-    path = Path(place).resolve()
-    if place == STDOUT or (path.exists() and not path.is_file()):  # a terminal, a pipe, /dev/null
-        with _as_it_is(path) if place != STDOUT else _stdout() as file:
+    if place == STDOUT or _is_no_file(Path(place)):
+        with _stdout() if place == STDOUT else Path(place).open("wb") as file:
             yield file
         return
+    path = Path(place).resolve()
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb", buffering=1 << 20) as file:
@@ -90,10 +97,6 @@ def writing(place: str) -> Iterator[BinaryIO]:
 def _stdout() -> Iterator[BinaryIO]:
     yield sys.stdout.buffer
     sys.stdout.buffer.flush()
-
-
-def _as_it_is(path: Path) -> BinaryIO:
-    return path.open("wb")
 
 
 def _umask() -> int:

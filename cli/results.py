@@ -26,7 +26,7 @@ from synthgen.states import ENDED, BatchState
 @click.option("--errors", metavar="FILE", help="Failed and rejected rows go here instead of among the answers.")
 @click.option("--text", is_flag=True, help="Just the text of each answer.")
 @click.option("--follow", is_flag=True, help="Of a running batch: wait for the next answers until it ends.")
-@click.option("--only", type=click.Choice([Which.SUCCEEDED.value, Which.FAILED.value]), help="Only these.")
+@click.option("--only", type=click.Choice([Which.SUCCEEDED.value, Which.FAILED.value]), help="Only the rows that did.")
 @click.option("--force", is_flag=True, help="Replace these files, whatever they hold.")
 def command(
     reference: str, *, output: str, errors: str | None, text: bool, follow: bool, only: str | None, force: bool

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli import quantities as q
-from cli.batch_options import Wanted, batch_options, stem
+from cli.batch_options import Wanted, batch_options, refuse_for_an_existing_batch, stem
 from cli.collecting import collect
 from cli.connection import services_of
 from cli.console import say
@@ -72,13 +72,15 @@ def command(
         check_inputs(wanted.inputs)
     elif wanted.inputs:
         raise click.UsageError("Give an INPUT or --batch, not both.")
+    else:
+        refuse_for_an_existing_batch()
     settings = settings.override({"model": wanted.options.model})
     spec = engine_spec(settings)
     if spec.loads_model:
         wanted = replace(wanted, options=replace(wanted.options, model=None))
     with services_of(settings, connections=_CONNECTIONS) as services:
         known = None if reference is None else services.store.resolve(reference)
-        name = stem(known.name if known else wanted.inputs[0])
+        name = stem(known.name if known else wanted.name)
         places = _Places(output or f"{name}.results.jsonl", errors, force)
         check_places(places.output, places.errors)
         places.check(services, known)

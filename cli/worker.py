@@ -8,6 +8,7 @@ import click
 
 from cli.engine_options import engine_options
 from cli.quantities import Duration
+from synthgen.errors import BadInput
 from synthgen.settings import Settings
 
 loglevel_option = click.option(
@@ -15,6 +16,7 @@ loglevel_option = click.option(
     type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
     default="INFO",
     show_default=True,
+    help="Least important log lines to show.",
 )
 
 
@@ -22,9 +24,14 @@ loglevel_option = click.option(
 @click.option("--pool", help="Pool to work for (default: the setting 'pool').")
 @click.option("--model", help="Model for requests that name none; what vllm loads.")
 @click.option("--idle-exit", type=Duration(), metavar="DURATION", help="End when idle for, say, 10m.")
-@click.option("--idle-sleep", type=Duration(), metavar="DURATION", help="vLLM sleeps after so long without work.")
+@click.option(
+    "--idle-sleep", type=Duration(), metavar="DURATION", help="vLLM gives GPU memory back when idle for, say, 5m."
+)
 @click.option("--replicas", type=click.IntRange(1), metavar="N", help="Start and supervise N workers on this host.")
-@click.option("--gpus-per-replica", type=click.IntRange(1), default=1, show_default=True, metavar="N")
+@click.option(
+    "--gpus-per-replica", type=click.IntRange(1), metavar="N", help="GPUs of each, with --replicas (default: 1)."
+)
+@click.option("--until-stdin-closes", is_flag=True, hidden=True)  # what --replicas starts ends with who started it
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ENGINE ARGUMENTS]")
 @loglevel_option
 @engine_options
@@ -35,7 +42,8 @@ def command(
     idle_exit: float | None,
     idle_sleep: float | None,
     replicas: int | None,
-    gpus_per_replica: int,
+    gpus_per_replica: int | None,
+    until_stdin_closes: bool,
     arguments: tuple[str, ...],
     loglevel: str,
 ) -> None:
@@ -49,11 +57,15 @@ def command(
     settings = settings.override(
         {"pool": pool, "idle_exit": idle_exit, "idle_sleep": idle_sleep, "engine_arguments": arguments or None}
     )
-    engine_spec(settings)  # a worker that cannot work says so before Celery starts
+    spec = engine_spec(settings)  # a worker that cannot work says so before Celery starts
+    if idle_sleep is not None and spec.kind != "vllm":
+        raise BadInput(f"The {spec.kind} engine cannot sleep; leave out --idle-sleep, or end the worker: --idle-exit.")
+    if replicas is None and gpus_per_replica is not None:
+        raise BadInput("--gpus-per-replica needs --replicas N; without replicas --gpus says what this worker sees.")
     if replicas is not None:
         from tasks.replicas import gpu_groups, run_replicas
 
-        sys.exit(run_replicas(settings, gpu_groups(replicas, gpus_per_replica, settings.gpus), loglevel=loglevel))
+        sys.exit(run_replicas(settings, gpu_groups(replicas, gpus_per_replica or 1, settings.gpus), loglevel=loglevel))
     from tasks.worker import run_worker
 
-    run_worker(settings, loglevel=loglevel)
+    run_worker(settings, loglevel=loglevel, until_stdin_closes=until_stdin_closes)

@@ -56,5 +56,5 @@ def _row(worker: WorkerStatus, now: datetime) -> tuple[str, ...]:
 
 
 def _pid(worker: WorkerStatus) -> str:
-    """Its id is ``host/pid namespace/pid/start time``."""
+    """Its id is ``host/boot id/pid namespace/pid/start``."""
     return worker.id.rsplit("/", 2)[1] if worker.id.count("/") >= 2 else "-"

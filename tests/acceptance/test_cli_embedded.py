@@ -212,7 +212,23 @@ def test_a_second_ctrl_c_leaves_at_once(synthgen: Synthgen) -> None:
     _, said = running.communicate(timeout=5)
     assert running.returncode == 130
     assert "Left at once" in said
-    synthgen("cancel", "hasty")
+    assert "is cancelled" in synthgen("cancel", "hasty").stderr
+
+
+def test_a_batch_whose_run_was_killed_can_be_cancelled_removed_and_run_again(synthgen: Synthgen) -> None:
+    synthgen.questions(600, name="dead.jsonl")
+    running = synthgen.start("run", "dead.jsonl", *SLOW)
+    synthgen.wait_for("dead", lambda found: found["succeeded"] >= 100)
+    running.kill()
+    running.communicate()
+    batch_id = synthgen.status("dead")["id"]
+    assert "is cancelled" in synthgen("cancel", batch_id).stderr
+    batch = synthgen.status(batch_id)
+    assert batch["succeeded"] >= 100
+    assert batch["succeeded"] + batch["failed"] == 600
+    synthgen("rm", batch_id, "--yes")
+    synthgen("run", "dead.jsonl", *MOCK)
+    assert ids(synthgen.answers("dead.results.jsonl")) == wanted_ids(600)
 
 
 def test_a_batch_can_be_paused_and_resumed_while_it_runs(synthgen: Synthgen) -> None:
@@ -226,7 +242,7 @@ def test_a_batch_can_be_paused_and_resumed_while_it_runs(synthgen: Synthgen) -> 
     assert "is paused: Paused by the user. To go on, run the same command again." in said
     assert synthgen.status("paused")["status"] == "paused"
     assert "synthgen run" in synthgen("resume", "paused").stderr
-    synthgen("run", "--batch", "paused", *SLOW)
+    synthgen("run", "--batch", "paused", *MOCK)
     assert ids(synthgen.answers("paused.results.jsonl")) == wanted_ids(600)
 
 

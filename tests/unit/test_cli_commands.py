@@ -16,6 +16,8 @@ from cli.main import main
 from synthgen.batch import Batch
 from synthgen.errors import ServiceUnavailable
 from synthgen.ports import Services
+from synthgen.run_shard import run_shard
+from synthgen.settings import load_settings
 from synthgen.states import BatchState
 from synthgen.workers import WorkerState
 from tests.examples import some_worker
@@ -188,6 +190,19 @@ def test_errors_of_one_code_and_no_more_rows_than_wanted(synthgen: Synthgen, bat
     assert "and 1 more" in limited.stderr
 
 
+def test_errors_promise_no_rows_of_what_was_cancelled_untouched(synthgen: Synthgen, workshop: Workshop) -> None:
+    batch = workshop.submitted(questions(6), shard_requests=2)
+    run_shard(workshop.services, workshop.worker, batch.id)
+    synthgen("cancel", "last")
+    shown = synthgen("errors", "last")
+    assert "batch_cancelled" in shown.stdout
+    assert "--limit" not in shown.stderr
+    assert f"not listed here: 4 rows; 'synthgen results {batch.id} --only failed' lists them" in shown.stderr
+    limited = synthgen("errors", "last", "--limit", "0").stderr
+    assert "… and 1 more: --limit" in limited
+    assert "Never begun" not in synthgen("errors", "last", "--code", "context_length_exceeded").stderr
+
+
 def test_pause_and_resume_change_the_state(synthgen: Synthgen, workshop: Workshop) -> None:
     batch = workshop.submitted(questions(3))
     synthgen("pause", "last")
@@ -204,9 +219,25 @@ def test_cancel_keeps_finished_rows_and_retry_runs_the_others(synthgen: Synthgen
     assert workshop.run(batch).state is BatchState.COMPLETED
 
 
+def test_retry_of_a_batch_that_is_paused_says_what_to_do_instead(synthgen: Synthgen, workshop: Workshop) -> None:
+    batch = workshop.submitted(questions(3))
+    synthgen("pause", "last")
+    assert f"to go on with it: synthgen resume {batch.id}" in synthgen("retry", "last", exits=1).stderr
+
+
 def test_retry_of_one_code_leaves_the_others(synthgen: Synthgen, batch: Batch) -> None:
     assert "no failed rows with this code" in synthgen("retry", "last", "--code", "rate_limited").stderr
     assert "1 row will run again" in synthgen("retry", "last", "--code", "context_length_exceeded").stderr
+
+
+def test_retry_of_one_code_says_what_it_leaves(synthgen: Synthgen, workshop: Workshop) -> None:
+    batch = workshop.submitted(questions(6), shard_requests=2)
+    run_shard(workshop.services, workshop.worker, batch.id)
+    synthgen("cancel", "last")
+    said = synthgen("retry", "last", "--code", "context_length_exceeded").stderr
+    assert "1 row will run again. What never ran stays so (4 rows); when it has ended, " in said
+    assert "synthgen retry --code batch_cancelled runs that." in said
+    assert workshop.run(batch).state is BatchState.CANCELLED
 
 
 def test_rm_does_not_remove_without_being_told_so(synthgen: Synthgen, workshop: Workshop, batch: Batch) -> None:
@@ -268,6 +299,19 @@ def test_run_without_an_engine_says_what_to_choose(synthgen: Synthgen) -> None:
     assert "--engine mock" in synthgen("run", "q.jsonl", exits=2).stderr
 
 
+@pytest.mark.parametrize(("arguments", "output"), [((), "q.results.jsonl"), (("--name", "demo"), "demo.results.jsonl")])
+def test_answers_are_called_after_the_batch_whether_it_is_new_or_not(
+    synthgen: Synthgen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], output: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("q.jsonl").write_bytes(b'{"prompt": "a"}\n')
+    synthgen("run", "q.jsonl", "--engine", "mock", *arguments)
+    answers = Path(output).read_bytes()
+    Path(output).unlink()
+    synthgen("run", "--batch", "last", "--engine", "mock")
+    assert Path(output).read_bytes() == answers
+
+
 def test_run_without_an_input_is_bad_usage(synthgen: Synthgen) -> None:
     assert "Name an input" in synthgen("run", "--engine", "mock", exits=2).stderr
 
@@ -284,6 +328,33 @@ def test_config_masks_secrets_and_tells_where_values_come_from(monkeypatch: pyte
 
 
 # ---- workers, pools, models
+
+
+def test_an_engine_that_cannot_sleep_is_not_told_to(synthgen: Synthgen) -> None:
+    done = synthgen("worker", "--engine", "mock", "--idle-sleep", "5m", exits=2)
+    assert "The mock engine cannot sleep; leave out --idle-sleep" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        ("run q.jsonl --engine mock --gpus 0", "--gpus"),
+        ("worker --engine openai --base-url http://h/v1 --gpus 0,1", "--gpus"),
+        ("worker --engine litellm --vllm-python /usr/bin/python3", "--vllm-python"),
+        ("worker --engine vllm --model m --command run-it", "--command"),
+        ("worker --engine server --command run-it -- --max-model-len 8192", "what stands after --"),
+        ("worker --base-url http://h/v1 -- --max-model-len 8192", "what stands after --"),
+        ("worker --engine mock --gpus-per-replica 2", "--gpus-per-replica"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(synthgen: Synthgen, arguments: str, option: str) -> None:
+    assert option in synthgen(*arguments.split(), exits=2).stderr
+
+
+def test_settings_that_workers_share_may_be_of_another_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNTHGEN_GPUS", "0")
+    monkeypatch.setenv("SYNTHGEN_ENGINE_ARGUMENTS", "--seed 1")
+    assert tasks.wiring.engine_spec(load_settings().override({"engine": "mock"})).kind == "mock"
 
 
 @pytest.mark.parametrize("command", ["workers", "pools", "models"])

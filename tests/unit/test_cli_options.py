@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from cli.batch_options import Wanted, batch_options, stem
 from cli.engine_options import engine_options
+from cli.main import main
 from cli.quantities import Duration, Size
 from synthgen.batch import BatchOptions, CacheMode, OnInvalid
 from synthgen.errors import BadInput
@@ -177,3 +178,28 @@ def test_a_misspelt_variable_is_told_with_what_was_meant(monkeypatch: pytest.Mon
     done = probe_settings([], ())
     assert done.exit_code == 0
     assert "Did you mean SYNTHGEN_DATABASE_URL?" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ("--set temperature=0", "--set"),
+        ("--prompt {q}", "--prompt"),
+        ("--system x", "--system"),
+        ("--endpoint /v1/embeddings", "--endpoint"),
+        ("--on-invalid fail", "--on-invalid"),
+        ("--cache use", "--cache"),
+        ("--namespace default", "--namespace"),
+        ("--cache-ttl 1h", "--cache-ttl"),
+        ("--window 1h", "--completion-window"),
+        ("--shard-requests 10", "--shard-requests"),
+        ("--shard-bytes 1MB", "--shard-bytes"),
+        ("--name x", "--name"),
+        ("--new", "--new"),
+        ("--new --name x", "--name, --new"),
+    ],
+)
+def test_a_batch_that_exists_takes_no_options_of_a_new_one(given: str, named: str) -> None:
+    done = CliRunner().invoke(main, ["run", "--batch", "last", "--engine", "mock", "--model", "m", *given.split()])
+    assert done.exit_code == 2
+    assert done.stderr.strip().endswith(f"as it was submitted; leave out {named}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import orjson
@@ -53,6 +54,30 @@ def test_what_is_no_file_is_written_to_and_not_replaced() -> None:
     with writing("/dev/null") as file:
         file.write(b"gone")
     assert Path("/dev/null").is_char_device()
+
+
+def test_a_pipe_that_a_shell_made_is_written_to() -> None:
+    reader, writer = os.pipe()
+    place = f"/dev/fd/{writer}"  # -o >(zstd > answers.zst)
+    check_places(place, None)
+    with writing(place) as file:
+        file.write(b"answers")
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        assert pipe.read() == b"answers"
+
+
+def test_what_is_no_file_needs_no_folder_that_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != Path("/dev") and allowed(path, mode))
+    check_places("/dev/null", "/dev/null")
+
+
+def test_what_may_not_be_written_is_told_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    for place in (tmp_path / "a", Path("/dev/null")):
+        with pytest.raises(BadInput, match="the permissions of"):
+            check_places(str(place))
 
 
 def test_the_answers_of_a_batch_may_be_written_again(workshop: Workshop, tmp_path: Path) -> None:
