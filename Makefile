@@ -30,10 +30,10 @@ check: $(READY) ## Format, lint, types, import contracts, unit and contract test
 	$(BIN)/pytest -q tests/unit tests/contract
 
 bench: $(READY) ## Measure throughput, processor time and memory on the real stack
-	$(BIN)/pytest -q -s $(filter-out %/bench_vllm.py,$(wildcard tests/benchmarks/bench_*.py)) $(ARGS)
+	$(BIN)/pytest -q -s $(filter-out $(wildcard tests/benchmarks/bench_vllm*.py),$(wildcard tests/benchmarks/bench_*.py)) $(ARGS)
 
-bench-vllm: $(READY) vllm-cpu ## Measure the vLLM worker beside vLLM's run_batch and a bare client (some minutes)
-	$(BIN)/pytest -q -s tests/benchmarks/bench_vllm.py $(ARGS)
+bench-vllm: $(READY) vllm-cpu ## Measure the vLLM worker beside vLLM's run_batch and a bare client (a quarter of an hour)
+	$(BIN)/pytest -q -s $(wildcard tests/benchmarks/bench_vllm*.py) $(ARGS)
 
 constraints: ## Write the exact versions of a fresh environment to constraints.txt
 	@scripts/constraints.sh "$(PYTHON)"

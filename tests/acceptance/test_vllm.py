@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ import pytest
 from tests.acceptance.cluster import PROMPT, Cluster, Process, open_cluster, text_of, until
 from tests.services.s3 import S3Server
 from tests.services.vllm import Vllm, make_vllm
+from tests.stub_hub import StubHub
 
 PATIENCE = 300.0
 """Seconds for vLLM to start, or to start again, where all else is busy too."""
 ROWS = 400
+REPO = "tiny/second"
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -91,12 +94,21 @@ def _cluster(
             yield opened
 
 
+@pytest.fixture(scope="module", name="commit")
+def _commit(second: Vllm, cluster: Cluster) -> str:
+    """``REPO`` is pulled from a hub that is gone afterwards; the commit of it."""
+    with StubHub() as hub:
+        commit = hub.add(REPO, {path.name: path.read_bytes() for path in second.model.iterdir()})
+        cluster.cli("model", "pull", REPO, HF_ENDPOINT=hub.url)
+    return commit
+
+
 @pytest.fixture(scope="module", name="pools")
-def _pools(first: Vllm, second: Vllm, cluster: Cluster) -> Pools:
-    """Two pools, each with a worker with a vLLM of its own."""
+def _pools(first: Vllm, second: Vllm, commit: str, cluster: Cluster) -> Pools:
+    """Two pools, each with a worker with a vLLM of its own; the second serves what was pulled."""
     started = Pools(cluster)
     started.start("first", first)
-    started.start("second", second)
+    started.start("second", replace(second, model=Path(REPO)))
     return started
 
 
@@ -143,7 +155,7 @@ def test_gsm8k_goes_through_celery_into_vllm(pools: Pools, gsm8k: Path) -> None:
 
     assert all(0 < line["response"]["body"]["usage"]["completion_tokens"] <= 8 for line in lines)
     assert {line["synthgen"]["engine"] for line in lines} == {"vllm"}
-    assert "in_flight=256" in worker.log  # twice the 128 that vLLM says it runs at once
+    assert "in_flight=512" in worker.log  # twice the 256 that vLLM says it runs at once, told to go for throughput
 
 
 def test_every_answer_of_a_structured_batch_validates(pools: Pools, gsm8k: Path, tmp_path: Path) -> None:
@@ -157,7 +169,7 @@ def test_every_answer_of_a_structured_batch_validates(pools: Pools, gsm8k: Path,
         jsonschema.validate(orjson.loads(text_of(line)), SCHEMA)
 
 
-def test_two_pools_serve_two_models_at_once(pools: Pools, gsm8k: Path, tmp_path: Path) -> None:
+def test_two_pools_serve_two_models_at_once(pools: Pools, commit: str, gsm8k: Path, tmp_path: Path) -> None:
     source = rows(tmp_path / "rows.jsonl", gsm8k, 200, max_tokens=16, temperature=0)
     pools.worker("first")
     pools.worker("second")
@@ -169,6 +181,7 @@ def test_two_pools_serve_two_models_at_once(pools: Pools, gsm8k: Path, tmp_path:
         assert {line["response"]["body"]["model"] for line in answered} == {pool}
     texts = {pool: [text_of(line) for line in answered] for pool, answered in lines.items()}
     assert texts["first"] != texts["second"]
+    assert {line["synthgen"]["revision"] for line in lines["second"]} == {commit}
 
 
 def test_a_killed_engine_comes_back_and_no_row_fails(pools: Pools, gsm8k: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``make bench-memory``: peak memory of every process while large batches run and are submitted, embedded, mock engine.
+"""Part of ``make bench``: peak memory of every process while large batches run and are submitted, embedded.
 
 ``BENCH_RUN`` (default 100000,1000000) are run to the end, ``BENCH_SUBMIT`` (default 1000000,10000000) only cut and
 stored. Prints a table in Markdown; kept by hand in docs/benchmarks.md. Flat means: the rows of a column are alike.

@@ -1,79 +1,113 @@
-"""``make bench-vllm``: real vLLM three ways on the same tiny model and prompts, in turn, in one run.
+"""``make bench-vllm``: real vLLM several ways on the same tiny model and prompts, in turn, in one run.
 
-Our worker end to end (RabbitMQ, PostgreSQL, S3), vLLM's own ``run_batch``, and a bare asynchronous client against its
-server. Starting vLLM counts for none: ours is timed from its first claim, run_batch less the time for one prompt.
+Our worker end to end (RabbitMQ, PostgreSQL, S3), vLLM's own ``run_batch`` as it comes and with the flag that our worker
+sets, and a bare asynchronous client against the server that our worker would start. Starting vLLM counts for none: ours
+is timed from the batch's first claim to its end, run_batch by its own progress bar, the bare client by its loop.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import statistics
 import subprocess
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
+from typing import Final
 
 import orjson
 import pytest
 
-from tests.benchmarks.stack import PYTHON, Stack, Usage
-from tests.services.ports import free_ports
+from tests.benchmarks.cpu_shares import CpuShares
+from tests.benchmarks.stack import Stack
+from tests.benchmarks.vllm_server import PATIENCE, ask_all, vllm_server
 from tests.services.vllm import Vllm
 
-PROMPTS = int(os.environ.get("BENCH_PROMPTS", "1000"))
+PROMPTS = int(os.environ.get("BENCH_PROMPTS", "4000"))
 TOKENS = int(os.environ.get("BENCH_TOKENS", "32"))
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
-IN_FLIGHT = 256
-_PATIENCE = 900
+IN_FLIGHT = int(os.environ.get("BENCH_IN_FLIGHT", "512"))
+"""Of the bare client; what our worker finds out for itself with this build of vLLM."""
 _QUESTIONS = Path(__file__).parents[1] / "data" / "gsm8k.jsonl"
+_PROGRESS = re.compile(rb"100% Completed \| (\d+)/\1 \[.*?, *([\d.]+)(req/s|s/req)\]")
+
+BARE: Final = "bare asynchronous client against a vLLM server"
+RUN_BATCH: Final = "vLLM's run_batch"
+RUN_BATCH_TUNED: Final = "vLLM's run_batch --performance-mode throughput"
+OURS: Final = "synthgen worker end to end"
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
-    """Requests per second of each way."""
+@dataclass(slots=True)
+class Bench:
+    """What every way needs, and the processor shares of two of them."""
 
-    bare: float
-    run_batch: float
-    ours: float
+    stack: Stack
+    vllm: Vllm
+    source: Path = Path()
+    shares: dict[str, CpuShares] = field(default_factory=lambda: {BARE: CpuShares(), OURS: CpuShares()})
+
+    def bare(self) -> float:
+        with vllm_server(self.vllm) as address, self.shares[BARE]:
+            return ask_all(self.source, address, IN_FLIGHT)
+
+    def run_batch(self, *flags: str) -> float:
+        target = self.stack.folder / "run_batch.jsonl"
+        command = [
+            str(self.vllm.python), "-m", "vllm.entrypoints.openai.run_batch", "-i", str(self.source), "-o", str(target),
+            "--model", str(self.vllm.model), *self.vllm.arguments, *flags,
+        ]  # fmt: skip
+        done = subprocess.run(command, check=True, capture_output=True, env=self.vllm.environ, timeout=PATIENCE)
+        assert len(target.read_bytes().splitlines()) == PROMPTS
+        return rate_of_run_batch(done.stderr)
+
+    def run_batch_tuned(self) -> float:
+        return self.run_batch("--performance-mode", "throughput")
+
+    def ours(self) -> float:
+        options = ["--engine", "vllm", "--model", str(self.vllm.model), "--vllm-python", str(self.vllm.python)]
+        with self.stack.worker("--pool", "vllm", *options, extra=self.vllm.arguments, environ=self.vllm.environ):
+            self.stack.until_ready(PATIENCE)
+            with self.shares[OURS]:
+                return PROMPTS / self.stack.run(self.source, "--pool", "vllm")
 
 
 def test_vllm(stack: Stack, vllm: Vllm, capsys: pytest.CaptureFixture[str]) -> None:
     """Fails only when a batch does not complete."""
-    usage = Usage()
-    rounds = [_round(stack, vllm, number, usage) for number in range(ROUNDS)]
+    bench = Bench(stack, vllm)
+    ways: dict[str, Callable[[], float]] = {
+        BARE: bench.bare,
+        RUN_BATCH: bench.run_batch,
+        RUN_BATCH_TUNED: bench.run_batch_tuned,
+        OURS: bench.ours,
+    }
+    rounds = []
+    for number in range(ROUNDS):
+        bench.source = _write(stack.folder / f"prompts-{number}.jsonl", salt=f"{number} {time.time_ns()}")
+        turn = islice(cycle(ways), number, number + len(ways))  # another one first in every round
+        rounds.append({way: ways[way]() for way in turn})
+        with capsys.disabled():
+            print(*(f"{way}: {rate:.1f}/s" for way, rate in rounds[-1].items()), sep=" · ", flush=True)
     with capsys.disabled():
-        print(_report(rounds, usage))
+        print(_report(rounds, bench.shares))
 
 
-def _round(stack: Stack, vllm: Vllm, number: int, usage: Usage) -> Round:
-    """One way after the other: on two cores they cannot run side by side."""
-    source = _write(stack.folder / f"prompts-{number}.jsonl", PROMPTS, salt=f"{number} {time.time_ns()}")
-    (port,) = free_ports(1)
-    with _server(vllm, port):
-        bare = _bare(source, port, stack.folder / "bare.jsonl")
-    one = _write(stack.folder / "one.jsonl", 1, salt="one")
-    start_up = _run_batch(vllm, one, stack.folder / "one.out")
-    run_batch = PROMPTS / (_run_batch(vllm, source, stack.folder / "run_batch.out") - start_up)
-    options = ("--pool", "vllm", "--engine", "vllm", "--model", str(vllm.model), "--vllm-python", str(vllm.python))
-    with stack.worker(*options, "--in-flight", str(IN_FLIGHT), extra=vllm.arguments, environ=vllm.environ) as worker:
-        stack.watched[worker] = usage
-        ours = PROMPTS / stack.run(source, "--pool", "vllm")
-        del stack.watched[worker]
-    return Round(bare, run_batch, ours)
+def rate_of_run_batch(progress: bytes) -> float:
+    """Requests per second by the last word of its progress bar, which counts neither start-up nor writing."""
+    *_, (_, figure, unit) = _PROGRESS.findall(progress)
+    return float(figure) if unit == b"req/s" else 1 / float(figure)
 
 
-def _write(path: Path, count: int, *, salt: str) -> Path:
-    """Questions of GSM8K; the salt keeps vLLM's prefix cache and ours out of it."""
-    questions = [orjson.loads(line)["question"] for line in _QUESTIONS.read_bytes().splitlines()[:count]]
+def _write(path: Path, *, salt: str) -> Path:
+    """Questions of GSM8K, over and over; the salts keep vLLM's prefix cache and our cache out of it."""
+    questions = [orjson.loads(line)["question"] for line in _QUESTIONS.read_bytes().splitlines()]
     with path.open("wb") as file:
-        for number, question in enumerate(questions):
+        for number, question in enumerate(islice(cycle(questions), PROMPTS)):
             body = {
                 "model": "tiny",
-                "messages": [{"role": "user", "content": f"{salt}: {question}"}],
+                "messages": [{"role": "user", "content": f"{number} {salt}: {question}"}],
                 "max_tokens": TOKENS,
                 "ignore_eos": True,
             }
@@ -82,75 +116,31 @@ def _write(path: Path, count: int, *, salt: str) -> Path:
     return path
 
 
-def _bare(source: Path, port: int, target: Path) -> float:
-    command = [
-        PYTHON, "-m", "tests.benchmarks.bare_client", str(source), f"http://127.0.0.1:{port}/v1",
-        str(IN_FLIGHT), str(target),
-    ]  # fmt: skip
-    done = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=_PATIENCE).stdout)
-    return float(done["requests"] / done["seconds"])
-
-
-def _run_batch(vllm: Vllm, source: Path, target: Path) -> float:
-    """Seconds of the whole process."""
-    command = [
-        str(vllm.python), "-m", "vllm.entrypoints.openai.run_batch", "-i", str(source), "-o", str(target),
-        "--model", str(vllm.model), *vllm.arguments,
-    ]  # fmt: skip
-    started = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True, env=vllm.environ, timeout=_PATIENCE)
-    seconds = time.perf_counter() - started
-    assert len(target.read_bytes().splitlines()) == len(source.read_bytes().splitlines())
-    return seconds
-
-
-@contextmanager
-def _server(vllm: Vllm, port: int) -> Iterator[None]:
-    """As our worker starts it: without a log line for each request."""
-    command = [
-        str(vllm.python), "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port),
-        "--model", str(vllm.model), "--disable-uvicorn-access-log", *vllm.arguments,
-    ]  # fmt: skip
-    with subprocess.Popen(command, env=vllm.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            _until_healthy(port)
-            yield
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def _until_healthy(port: int) -> None:
-    deadline = time.monotonic() + _PATIENCE
-    while time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-        except OSError:
-            time.sleep(0.5)
-        else:
-            return
-    raise AssertionError("vLLM did not become healthy")
-
-
-def _report(rounds: list[Round], usage: Usage) -> str:
-    def middle(name: str) -> float:
-        return statistics.median(getattr(r, name) for r in rounds)
-
-    over_run_batch = statistics.median(r.ours / r.run_batch for r in rounds)
-    of_bare = statistics.median(r.ours / r.bare for r in rounds)
+def _report(rounds: Sequence[dict[str, float]], shares: dict[str, CpuShares]) -> str:
+    ways = [f"| {way} | {statistics.median(each[way] for each in rounds):.1f} |" for way in sorted(rounds[0])]
+    ratios = [
+        f"| {OURS} ÷ {other} | {statistics.median(each[OURS] / each[other] for each in rounds):.2f} |"
+        for other in (RUN_BATCH, RUN_BATCH_TUNED, BARE)
+    ]
+    cores = [
+        f"| {way} | {', '.join(f'{name} {busy:.2f}' for name, busy in share.cores().items() if busy >= 0.01)} |"
+        for way, share in shares.items()
+    ]
     return "\n".join(
         [
             "",
-            f"{PROMPTS:,} prompts of GSM8K, {TOKENS} tokens each, {ROUNDS} rounds, {IN_FLIGHT} in flight, medians",
+            f"{PROMPTS:,} prompts of GSM8K, {TOKENS} tokens each, {ROUNDS} rounds, medians; ratios round by round",
             "",
             "| what | requests per second |",
             "|---|---|",
-            f"| bare asynchronous client against a vLLM server | {middle('bare'):.1f} |",
-            f"| vLLM's run_batch | {middle('run_batch'):.1f} |",
-            f"| synthgen worker end to end | {middle('ours'):.1f} |",
-            f"| synthgen ÷ run_batch, round by round | {over_run_batch:.2f} |",
-            f"| synthgen ÷ bare client, round by round | {of_bare:.2f} |",
+            *ways,
             "",
-            f"The worker with its vLLM: {usage.cpu:.0f} CPU seconds in a round, {usage.peak_mb:,.0f} MB at most.",
+            "| ratio | |",
+            "|---|---|",
+            *ratios,
+            "",
+            "| way | cores kept busy |",
+            "|---|---|",
+            *cores,
         ]
     )

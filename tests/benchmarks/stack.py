@@ -77,6 +77,13 @@ class Stack:
         assert batch.ended_at is not None
         return (batch.ended_at - batch.started_at).total_seconds()
 
+    def until_ready(self, patience: float) -> None:
+        """The worker that was started last takes shards. Raises AssertionError after ``patience`` seconds."""
+        deadline = time.monotonic() + patience
+        while b"ready: pool=" not in (self.folder / "worker.log").read_bytes():
+            assert time.monotonic() < deadline, "the worker did not become ready"
+            time.sleep(0.2)
+
     def _wait_for(self, batch_id: str) -> Batch:
         """Looks into the database from here: a command for each look would take a third of the machine."""
         deadline = time.monotonic() + _PATIENCE
