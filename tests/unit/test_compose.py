@@ -12,13 +12,23 @@ import yaml
 from synthgen.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+TEXT = (ROOT / "docker-compose.yml").read_text()
+COMPOSE = yaml.safe_load(re.sub(r"^  # (  .*|[\w-]+:)$", r"  \1", TEXT, flags=re.MULTILINE))
+"""With the GPU's section, its comment signs removed, as the file tells its reader to do."""
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = [name for name, service in SERVICES.items() if service["image"] == "synthgen"]
+ROLES = {"postgres", "rabbitmq", "redis", "s3", "migrate", "worker", "beat", "flower", "cli"}
 
 
 def test_the_stack_has_every_role() -> None:
-    assert set(SERVICES) == {"postgres", "rabbitmq", "redis", "s3", "migrate", "worker", "beat", "flower", "cli"}
+    assert set(yaml.safe_load(TEXT)["services"]) == ROLES
+    assert set(SERVICES) == ROLES | {"vllm", "worker-gpu"}
+
+
+def test_a_worker_waits_for_the_server_that_it_asks() -> None:
+    worker = SERVICES["worker-gpu"]
+    assert "http://vllm:8000/v1" in worker["command"]
+    assert worker["depends_on"] == {**SERVICES["worker"]["depends_on"], "vllm": {"condition": "service_healthy"}}
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -57,8 +67,7 @@ def test_data_lives_in_volumes_that_are_declared_and_ports_are_for_this_host_onl
 
 
 def test_every_secret_can_be_set_and_is_the_same_on_both_sides() -> None:
-    text = (ROOT / "docker-compose.yml").read_text()
-    assert set(re.findall(r"\$\{([A-Z_]+)", text)) == {"SYNTHGEN_SECRET"}
+    assert set(re.findall(r"\$\{([A-Z_]+)", TEXT)) == {"SYNTHGEN_SECRET"}
     for ours, theirs in (
         ("AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY_ID"),
         ("AWS_SECRET_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY"),
