@@ -26,7 +26,9 @@ from tests.stub_hub import StubHub
 
 PATIENCE = 300.0
 """Seconds for vLLM to start, or to start again, where all else is busy too."""
-ROWS = 400
+ROWS = 800
+LENGTHS = range(16, 272)
+"""Tokens of the answers of a long batch, in turn: they come in one by one, and none waits for the last."""
 REPO = "tiny/second"
 SCHEMA = {
     "type": "object",
@@ -112,12 +114,14 @@ def _pools(first: Vllm, second: Vllm, commit: str, cluster: Cluster) -> Pools:
     return started
 
 
-def rows(path: Path, source: Path, count: int, **body: Any) -> Path:
-    """So many questions as lines of OpenAI's batch format."""
+def rows(path: Path, source: Path, count: int, *, lengths: range | None = None, **body: Any) -> Path:
+    """So many questions as lines of OpenAI's batch format; with ``lengths``, ``max_tokens`` goes through them."""
     questions = [orjson.loads(line)["question"] for line in source.read_bytes().splitlines()[:count]]
     with path.open("wb") as file:
         for number, question in enumerate(questions):
             whole = {"messages": [{"role": "user", "content": question}], **body}
+            if lengths is not None:
+                whole["max_tokens"] = lengths[number % len(lengths)]
             line = {"custom_id": f"q{number}", "method": "POST", "url": "/v1/chat/completions", "body": whole}
             file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
     return path
@@ -135,13 +139,18 @@ def served_by(worker: Process) -> dict[str, int]:
     return found
 
 
+def in_the_middle(pools: Pools, batch: str) -> bool:
+    """Whether what has just been killed was killed in the middle of the batch."""
+    return pools.cluster.progress(batch).counts.finished < ROWS
+
+
 def is_gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def submit_long(pools: Pools, gsm8k: Path, path: Path, *, salt: str) -> str:
-    """A batch that keeps vLLM busy for a while, in the middle of it when this returns."""
-    source = rows(path / "long.jsonl", gsm8k, ROWS, max_tokens=64, ignore_eos=True, user=salt, temperature=0.7)
+    """A batch that keeps vLLM busy for ten seconds or more, at the beginning of it when this returns."""
+    source = rows(path / "long.jsonl", gsm8k, ROWS, lengths=LENGTHS, ignore_eos=True, user=salt, temperature=0.7)
     batch = pools.submit(source, "--shard-requests", 50, "--cache", "off", pool="first")
     pools.cluster.wait_for_answers(batch, 60, timeout=PATIENCE)
     return batch
@@ -190,6 +199,7 @@ def test_a_killed_engine_comes_back_and_no_row_fails(pools: Pools, gsm8k: Path, 
 
     engine = served_by(worker)["engine"]
     os.kill(engine, signal.SIGKILL)
+    assert in_the_middle(pools, batch)
 
     pools.finished(batch, ROWS)
     assert "it is started again" in worker.log
@@ -204,6 +214,7 @@ def test_a_killed_worker_takes_its_vllm_along_and_the_next_goes_on(
 
     processes = served_by(worker)
     worker.kill()
+    assert in_the_middle(pools, batch)
 
     until("vLLM is gone with its worker", lambda: all(is_gone(pid) for pid in processes.values()))
     pools.start("first", first)
@@ -217,6 +228,7 @@ def test_worker_and_engine_killed_at_once_lose_no_row(pools: Pools, first: Vllm,
     processes = served_by(worker)
     os.kill(processes["server"], signal.SIGKILL)
     worker.kill()
+    assert in_the_middle(pools, batch)
 
     until("vLLM is gone with its worker", lambda: all(is_gone(pid) for pid in processes.values()))
     pools.start("first", first)
