@@ -13,11 +13,13 @@ import random
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any, Final, TypeVar
 
 from synthgen.engines.asking import Asking, Job
 from synthgen.engines.base import Engine
+from synthgen.engines.outcomes import closed_for_long, failure, success
 from synthgen.engines.suspects import Suspects
 from synthgen.errors import (
     EngineError,
@@ -30,7 +32,7 @@ from synthgen.errors import (
     Unreachable,
 )
 from synthgen.request import Request
-from synthgen.response import Reply, Response, engine_label
+from synthgen.response import Reply, engine_label
 from synthgen.retry import RetryPolicy, backoff
 
 __all__ = ["Asking", "Lane"]
@@ -41,6 +43,9 @@ ENOUGH_FAILURES: Final = 10
 _BUG: Final = "engine_error"
 
 _ABOUT_A_MODEL: Final = frozenset({403, 404})
+
+_LONG_HOLD: Final = 15.0
+"""Seconds that somebody who watches would take for a hang."""
 
 _CANCEL_PATIENCE: Final = 5.0
 """Seconds that cancelled requests get to clean up when the lane closes."""
@@ -329,14 +334,14 @@ class Lane:
         except Exception as error:
             log.exception("an outcome cannot be taken in", extra=self._about(job))
             fault = EngineError(f"What the {self.name} engine gave cannot be taken in: {error!r}.", code=_BUG)
-            job.asking.deliver(_failure(job, fault, latency_ms, self._made_by))
+            job.asking.deliver(failure(job, fault, latency_ms, self._made_by))
 
     def _succeed(self, job: Job, reply: Reply, latency_ms: int) -> None:
         self._note_reply()
         self._tokens += reply.prompt_tokens + reply.completion_tokens
         self._successes += 1
         self._given_up = self._limited = 0
-        job.asking.deliver(_success(job, reply, latency_ms, self._made_by))
+        job.asking.deliver(success(job, reply, latency_ms, self._made_by))
 
     def _fail(self, job: Job, error: EngineError, latency_ms: int) -> None:
         if error.status_code is not None:
@@ -345,7 +350,9 @@ class Lane:
             case FatalError():
                 self._stop_for(job, error)
             case PermanentError():
-                job.asking.deliver(_failure(job, error, latency_ms, self._made_by))
+                job.asking.deliver(failure(job, error, latency_ms, self._made_by))
+            case RateLimited() if (error.retry_after or 0.0) > self._policy.deadline:
+                self._stop_for(job, closed_for_long(error, deadline=self._policy.deadline, now=datetime.now(UTC)))
             case RateLimited():
                 self._again(job, error, latency_ms, self._pause(error.retry_after))
             case EngineLost():
@@ -361,7 +368,7 @@ class Lane:
         """All are back after a death of the engine, or after a part of the suspects came through."""
         for job in self._suspects.judge():
             message = f"The engine died {job.deaths} times with this request in flight, at last with no other."
-            job.asking.deliver(_failure(job, EngineLost(message), 0, self._made_by))
+            job.asking.deliver(failure(job, EngineLost(message), 0, self._made_by))
             self._retire(job.asking)
         self._fill()
 
@@ -422,6 +429,8 @@ class Lane:
             if wait <= held:
                 return held
             self._hold.cancel()
+        if wait >= _LONG_HOLD:
+            log.warning("The %s engine is limited in its rate: nothing is sent for %.0f s.", self.name, wait)
         self._held_until = now + wait
         self._hold = self._loop.call_later(wait, self._go_on)
         return wait
@@ -460,40 +469,4 @@ class Lane:
             message = f"{message}. Check the engine, then resume. The last error: {error.message}"
             self._stop_for(job, FatalError(message, code="engine_failing"))
         else:
-            asking.deliver(_failure(job, error, latency_ms, self._made_by))
-
-
-def _success(job: Job, reply: Reply, latency_ms: int, engine: str) -> Response:
-    request = job.request
-    return Response(
-        request.line,
-        request.custom_id,
-        reply.body,
-        reply.status_code,
-        prompt_tokens=reply.prompt_tokens,
-        completion_tokens=reply.completion_tokens,
-        cost=reply.cost,
-        attempts=job.tries,
-        latency_ms=latency_ms,
-        engine=engine,
-        model=request.body.get("model", ""),
-        request_id=reply.request_id,
-        ttft_ms=reply.ttft_ms,
-        itl_ms=reply.itl_ms,
-    )
-
-
-def _failure(job: Job, error: EngineError, latency_ms: int, engine: str) -> Response:
-    request = job.request
-    return Response(
-        request.line,
-        request.custom_id,
-        error.body,
-        error.status_code,
-        attempts=job.tries,
-        latency_ms=latency_ms,
-        engine=engine,
-        model=request.body.get("model", ""),
-        error_code=error.code,
-        error_message=error.message,
-    )
+            asking.deliver(failure(job, error, latency_ms, self._made_by))

@@ -145,7 +145,9 @@ def test_a_refused_request_fails_at_once_and_keeps_the_providers_words(lane_with
     )
 
 
-def test_a_rate_limit_holds_the_whole_lane_as_long_as_the_provider_says(lane_with: Lanes) -> None:
+def test_a_rate_limit_holds_the_whole_lane_as_long_as_the_provider_says(
+    lane_with: Lanes, caplog: pytest.LogCaptureFixture
+) -> None:
     def answer(request: Request, number: int) -> Awaitable[Reply]:
         limited = RateLimited("Slow down.", retry_after=30)
         return failing(0.5, limited) if (request.line, number) == (1, 1) else after(1)
@@ -155,6 +157,7 @@ def test_a_rate_limit_holds_the_whole_lane_as_long_as_the_provider_says(lane_wit
     assert all(response.succeeded for response in found.values())
     assert engine.times("r2") == [0]
     assert all(engine.times(f"r{n}")[-1] >= 30.5 for n in (1, 3, 4, 5, 6))
+    assert "nothing is sent for 30 s" in caplog.text
 
 
 def test_rate_limits_use_up_no_attempts(lane_with: Lanes) -> None:
@@ -203,10 +206,22 @@ def test_rate_limits_without_any_wait_lose_no_request_on_the_loop_that_workers_u
     assert [found[f"r{n}"].succeeded for n in (1, 2, 3)] == [True, True, True]
 
 
-def test_a_rate_limit_past_the_deadline_fails_the_request(lane_with: Lanes) -> None:
+def test_a_rate_limit_past_the_deadline_stops_the_asking_and_fails_no_request(lane_with: Lanes) -> None:
     engine = ScriptedEngine(lambda request, number: RateLimited("Slow down.", retry_after=3600, body=b"{}"))
+    asking = lane_with(engine, deadline=900).ask(requests(3))
+    assert all_of(asking) == {}
+    assert asking.fatal is not None
+    assert asking.fatal.message.startswith("Slow down, and it asks for a pause until 20")
+    assert "longer than the 900 s that one request may take (request_deadline): resume the batch then." in str(
+        asking.fatal
+    )
+
+
+def test_a_request_that_rate_limits_keep_past_its_deadline_fails(lane_with: Lanes) -> None:
+    limited = RateLimited("Slow down.", retry_after=400, body=b"{}")
+    engine = ScriptedEngine(lambda request, number: limited)
     response = all_of(lane_with(engine, deadline=900).ask([request(1)]))["r1"]
-    assert (response.error_code, response.status_code, response.attempts) == ("rate_limited", 429, 1)
+    assert (response.error_code, response.status_code, response.attempts) == ("rate_limited", 429, 3)
 
 
 def test_a_fatal_error_stops_every_asking_and_a_later_one_starts_afresh(lane_with: Lanes) -> None:
