@@ -30,7 +30,7 @@ class EngineSpec:
     in_flight: int | None = None
     """None: what the engine says is good for it."""
     timeout: float = 600.0
-    """Seconds for one try."""
+    """Seconds for one try; ``inf``: as long as it takes."""
     input_price: float | None = None
     output_price: float | None = None
     options: Mapping[str, str] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class Engine(Protocol):
 
     @property
     def revision(self) -> str:
-        """Of the weights, for cache keys; empty where unknown."""
+        """Of the weights and of what else decides its answers, for cache keys; empty where unknown."""
 
     @property
     def ready(self) -> bool:

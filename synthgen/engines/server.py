@@ -13,6 +13,7 @@ from typing import Any, Final
 import aiohttp
 import orjson
 
+from synthgen.engines import fingerprint
 from synthgen.engines.base import EngineSpec
 from synthgen.engines.child_server import ChildServer, Patience, ServerState
 from synthgen.engines.openai import OpenAIEngine
@@ -43,7 +44,7 @@ class ServerEngine:
         self.provider = spec.provider or self.name
         self.models: tuple[str, ...] = (spec.model,) if spec.model else ()
         self.version: str | None = None
-        self.revision = ""
+        self.revision = self.identify(spec)
         self.asleep = False
         self.in_flight = spec.in_flight or self.default_in_flight
         self._spec = spec
@@ -64,6 +65,10 @@ class ServerEngine:
                 "The server engine needs the command that opens it: --command 'llama-server --port {port} …'."
             )
         return list(spec.command)
+
+    def identify(self, spec: EngineSpec) -> str:
+        """Its ``revision``: two commands may serve one model name, and only ``--provider`` says that they agree."""
+        return "" if spec.provider else fingerprint.of_words(spec.command, is_content=fingerprint.is_weights)
 
     def environ(self, spec: EngineSpec) -> dict[str, str]:
         """What the child sees: our environment, and only the GPUs it is to use."""

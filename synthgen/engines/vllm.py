@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
 
+from synthgen.engines import fingerprint
 from synthgen.engines.base import EngineSpec
 from synthgen.engines.server import ServerEngine
+from synthgen.engines.vllm_arguments import argument, deciding
 from synthgen.errors import BadInput, FatalError
 from synthgen.models import PulledModel, resolve_model
 from synthgen.request import Request
@@ -58,8 +60,19 @@ class VllmEngine(ServerEngine):
         if spec.models_dir is not None and spec.model:
             self._pulled = resolve_model(spec.models_dir, spec.model, revision)
         super().__init__(spec)
-        self.revision = self._pulled.commit if self._pulled else revision or ""
         self._waking = asyncio.Lock()
+
+    def identify(self, spec: EngineSpec) -> str:
+        """The commit, else ``--revision``; of weights in a folder what is in them. What changes answers follows it."""
+        words = deciding(spec.arguments)
+        return "+".join(filter(None, (self._weights(spec), fingerprint.of_words(words) if words else "")))
+
+    def _weights(self, spec: EngineSpec) -> str:
+        if self._pulled is not None:
+            return self._pulled.commit
+        if spec.model and Path(spec.model).exists():
+            return fingerprint.of_path(Path(spec.model))
+        return argument("--revision", spec.arguments) or ""
 
     def environ(self, spec: EngineSpec) -> dict[str, str]:
         """Sleep and wake-up are among the routes that vLLM serves only when asked to; it listens on loopback alone."""
@@ -114,13 +127,3 @@ def most_running(server_info: Mapping[str, Any]) -> int | None:
         return int(config["scheduler_config"]["max_num_seqs"]) * int(config["parallel_config"]["data_parallel_size"])
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def argument(name: str, arguments: Sequence[str]) -> str | None:
-    """What is given as ``--name TEXT`` or ``--name=TEXT``, None where it is not; the last one counts."""
-    given = None
-    for word, after in pairwise([*arguments, ""]):
-        flag, equals, text = word.partition("=")
-        if flag.replace("_", "-") == name:
-            given = text if equals else after
-    return given

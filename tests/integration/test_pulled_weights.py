@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from synthgen.engines.base import EngineSpec
-from synthgen.engines.vllm import VllmEngine, argument
+from synthgen.engines.vllm import VllmEngine
+from synthgen.engines.vllm_arguments import argument
 from synthgen.errors import BadInput
 from synthgen.models import MANIFEST, PulledFile, PulledModel, read_manifest, resolve_model, write_manifest
 
@@ -110,3 +111,9 @@ def test_a_model_that_was_not_pulled_is_vllms_own_business(tmp_path: Path, monke
     assert "HF_HUB_OFFLINE" not in environ
     assert engine(tmp_path, "--revision", "v1").revision == "v1"
     assert engine(tmp_path).revision == ""
+
+
+def test_a_commit_that_is_asked_in_another_way_is_known_as_such(tmp_path: Path) -> None:
+    pulled(tmp_path, "c1")
+    assert engine(tmp_path, "--dtype", "bfloat16", "--enforce-eager").revision == "c1"
+    assert engine(tmp_path, "--quantization", "fp8").revision.startswith("c1+")

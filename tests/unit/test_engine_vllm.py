@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from synthgen.engines.base import EngineSpec
-from synthgen.engines.vllm import VllmEngine, argument, most_running
+from synthgen.engines.vllm import VllmEngine, most_running
+from synthgen.engines.vllm_arguments import argument
 from synthgen.errors import BadInput
 from synthgen.settings import Settings, load_settings
 from tasks.wiring import engine_spec

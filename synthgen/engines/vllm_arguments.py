@@ -1,0 +1,50 @@
+"""What is read from vLLM's own arguments, which are passed on untouched.
+
+Some decide what is answered, so they belong to the name of the weights; some would take the server to where its worker
+does not look for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+_LONG: Final = {"-q": "--quantization", "-sc": "--speculative-config"}
+_DECIDING: Final = frozenset(
+    {
+        *("--quantization", "--quantization-config", "--kv-cache-dtype"),
+        *("--tokenizer", "--tokenizer-revision", "--tokenizer-mode"),
+        *("--hf-overrides", "--hf-config-path", "--config"),
+        *("--generation-config", "--override-generation-config", "--logits-processors"),
+        *("--chat-template", "--chat-template-content-format", "--default-chat-template-kwargs"),
+        *("--lora-modules", "--default-mm-loras"),
+        *("--reasoning-parser", "--tool-call-parser"),
+        *("--runner", "--convert", "--pooler-config"),
+    }
+)
+"""Not ``--dtype`` and what else changes only how numbers are rounded, or how fast."""
+
+
+def options_of(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Each option in its long form with dashes, and the words that are given to it."""
+    found: list[tuple[str, list[str]]] = []
+    for word in arguments:
+        if word.startswith("-"):
+            flag, equals, text = word.partition("=")
+            name, dot, key = _LONG.get(flag, flag).partition(".")  # --hf-overrides.rope_theta: the key is the user's
+            found.append((name.replace("_", "-") + dot + key, [text] if equals else []))
+        elif found:
+            found[-1][1].append(word)
+    return found
+
+
+def argument(name: str, arguments: Sequence[str]) -> str | None:
+    """What is given as ``--name TEXT`` or ``--name=TEXT``, None where it is not; the last one counts."""
+    given = [words for option, words in options_of(arguments) if option == name]
+    return " ".join(given[-1][:1]) if given else None
+
+
+def deciding(arguments: Sequence[str]) -> list[str]:
+    """The words of those that change what is answered; however they are written and ordered, the same."""
+    options = sorted(options_of(arguments), key=lambda option: option[0])
+    return [word for name, words in options if name.partition(".")[0] in _DECIDING for word in (name, *words)]
