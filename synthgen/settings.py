@@ -7,6 +7,7 @@ A value comes from a ``SYNTHGEN_*`` variable, else from ``synthgen.toml`` (in th
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -41,6 +42,9 @@ _SECRET_IN_QUERY: Final = re.compile(r"([?&][^&=]*(?:key|token|secret|password)[
 _BORROWED: Final = {"api_key": "OPENAI_API_KEY", "base_url": "OPENAI_BASE_URL"}
 """Settings that fall back to a variable that the field's other tools read."""
 
+_OWN_SERVER: Final = frozenset({"vllm", "server"})
+"""Engines whose server is the worker's own child."""
+
 
 def _table(value: object) -> object:
     """A variable holds a table as JSON."""
@@ -50,6 +54,16 @@ def _table(value: object) -> object:
 def _words(value: object) -> object:
     """A variable holds a list of words as a shell would take it."""
     return tuple(shlex.split(value)) if isinstance(value, str) else value
+
+
+def _has_its_own_server(others: Mapping[str, Any]) -> bool:
+    """Requests wait for hours in the queue of a server that we start ourselves, and its supervisor sees it hang."""
+    return others.get("engine") in _OWN_SERVER
+
+
+def _default_deadline(others: Mapping[str, Any]) -> float:
+    """A request whose first try timed out must have time for a second one."""
+    return math.inf if _has_its_own_server(others) else max(900.0, 2 * others.get("request_timeout", 600.0))
 
 
 EngineOptions = Annotated[dict[str, str], BeforeValidator(_table)]
@@ -83,8 +97,16 @@ class Settings(BaseModel):
     api_key: str | None = Field(None, repr=False, description="Its key (also OPENAI_API_KEY).")
     provider: str | None = Field(None, description="Name in cache keys instead of the server's host.")
     in_flight: int | None = Field(None, ge=1, description="Requests in flight per worker; default by engine.")
-    request_timeout: float = Field(600.0, gt=0, description="One try of one request.")
-    request_deadline: float = Field(900.0, gt=0, description="All tries of one request.")
+    request_timeout: float = Field(
+        default_factory=lambda others: math.inf if _has_its_own_server(others) else 600.0,
+        gt=0,
+        description="One try of one request; no limit by default where the worker starts the server.",
+    )
+    request_deadline: float = Field(
+        default_factory=_default_deadline,
+        gt=0,
+        description="All tries of one request; twice the timeout or more by default.",
+    )
     attempts: int = Field(5, ge=1, description="Tries that the provider answers badly before a request has failed.")
     unreachable_after: float = Field(60.0, gt=0, description="Silence of an endpoint that pauses the batch.")
     engine_options: EngineOptions = Field({}, description="What only this engine knows: a table, or a JSON object.")

@@ -29,7 +29,8 @@ class Job:
         self.deaths = 0
         """Deaths of the engine while this was in flight."""
         self.unreached = 0
-        self.deadline = 0.0
+        self.deadline: float | None = None
+        """Set when it is sent, anew after a death of the engine."""
         self.replies = 0
         """The lane's count of replies when this was last sent."""
         self.successes = 0

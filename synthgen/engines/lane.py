@@ -316,8 +316,9 @@ class Lane:
         return {"engine": self.name, "custom_id": job.request.custom_id}
 
     def _note_sending(self, job: Job) -> None:
-        if job.tries == 0:
+        if job.deadline is None:
             job.deadline = self._loop.time() + self._policy.deadline
+        if job.tries == 0:
             job.successes = self._successes
         job.tries += 1
         job.replies = self._replies
@@ -356,6 +357,7 @@ class Lane:
             case RateLimited():
                 self._again(job, error, latency_ms, self._pause(error.retry_after))
             case EngineLost():
+                job.deadline = None  # while the engine is away no request's time runs
                 self._suspects.lost(job)
             case Unreachable():
                 self._after_silence(job, error, latency_ms)
@@ -443,7 +445,7 @@ class Lane:
         """Ask again after ``delay`` seconds, unless that is past the request's deadline."""
         if job.asking.stopped:
             return
-        if self._loop.time() + delay > job.deadline:
+        if job.deadline is not None and self._loop.time() + delay > job.deadline:
             self._give_up(job, error, latency_ms)
             return
         self._loop.call_later(delay, self._due, job)

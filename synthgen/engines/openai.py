@@ -6,6 +6,7 @@ Retries, limits and time between tries are the lane's; what a refusal means is `
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -69,7 +70,7 @@ class OpenAIEngine(Unmanaged):
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, keepalive_timeout=_IDLE),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
-            timeout=aiohttp.ClientTimeout(total=self._spec.timeout, sock_connect=_CONNECT),
+            timeout=aiohttp.ClientTimeout(total=_limit(self._spec.timeout), sock_connect=_CONNECT),
         )
 
     async def generate(self, request: Request) -> Reply:
@@ -195,6 +196,11 @@ class OpenAIEngine(Unmanaged):
             case _:
                 fault = RetryableError(f"{self._shown} sent no valid HTTP ({error}).", code="bad_reply")
         return fault
+
+
+def _limit(seconds: float) -> float | None:
+    """As aiohttp wants it, which cannot count to infinity."""
+    return seconds if math.isfinite(seconds) else None
 
 
 def base_url(text: str) -> URL:

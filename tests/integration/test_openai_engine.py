@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections.abc import Iterator
 
@@ -173,6 +174,10 @@ def test_a_name_that_nobody_knows_is_no_reply(stub: StubLLM) -> None:
 def test_a_reply_that_takes_too_long_is_a_time_out(stub: StubLLM) -> None:
     error = refused(stub, chat("[[stub latency=5]]"), timeout=0.1)
     assert (type(error), error.code) == (RetryableError, "request_timeout")
+
+
+def test_without_a_timeout_a_reply_may_take_as_long_as_it_likes(stub: StubLLM) -> None:
+    assert ask(stub, chat("[[stub latency=0.5]]"), timeout=math.inf).status_code == 200
 
 
 def test_a_server_that_does_not_speak_http_sends_a_bad_reply(stub: StubLLM) -> None:

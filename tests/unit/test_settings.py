@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from synthgen.engines.registry import make_engine
 from synthgen.errors import BadInput, BadSetting
 from synthgen.settings import CONFIG_NAME, Settings, load_settings, mask_url, read_secret, unread_variables
-from tasks.wiring import engine_spec, limits_of
+from tasks.wiring import engine_spec, limits_of, policy_of
 
 
 @pytest.fixture
@@ -122,6 +123,24 @@ def test_a_short_lease_goes_with_a_short_heartbeat(folder: Path) -> None:
     with pytest.raises(BadSetting, match="quarter of the lease"):
         settings.override({"lease": 2.5})
     assert load_settings({"SYNTHGEN_LEASE": "2"}, folder=folder).heartbeat == 0.5
+
+
+@pytest.mark.parametrize("engine", ["vllm", "server"])
+def test_a_server_of_our_own_is_given_all_the_time_it_takes(engine: str) -> None:
+    settings = Settings().override({"engine": engine})
+    assert (engine_spec(settings).timeout, policy_of(settings).deadline) == (math.inf, math.inf)
+
+
+def test_a_timeout_that_the_user_sets_holds_for_a_server_of_our_own_too() -> None:
+    settings = Settings().override({"engine": "vllm", "request_timeout": 50.0})
+    assert (engine_spec(settings).timeout, policy_of(settings).deadline) == (50.0, math.inf)
+    assert policy_of(settings.override({"request_deadline": 70.0})).deadline == 70.0
+
+
+@pytest.mark.parametrize(("timeout", "deadline"), [(None, 1200.0), (5.0, 900.0), (3600.0, 7200.0)])
+def test_a_request_whose_first_try_times_out_has_time_for_a_second(timeout: float | None, deadline: float) -> None:
+    settings = Settings().override({"engine": "openai", "request_timeout": timeout})
+    assert policy_of(settings).deadline == deadline
 
 
 def test_only_database_or_only_storage_shared_means_that_nothing_is_an_orphan() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from synthgen.errors import EngineLost, FatalError
+from synthgen.errors import EngineLost, FatalError, RetryableError
 from synthgen.request import Request
 from synthgen.response import Reply
-from tests.fakes.scripted_engine import Lanes, ScriptedEngine, after, all_of, requests
+from tests.fakes.scripted_engine import Lanes, ScriptedEngine, after, all_of, failing, request, requests
 
 
 class FragileEngine(ScriptedEngine):
@@ -76,3 +76,9 @@ def test_an_engine_that_cannot_come_back_leaves_the_requests_unanswered(lane_wit
     asking = lane_with(engine, in_flight=4).ask(requests(20))
     assert all_of(asking) == {}
     assert asking.fatal is not None
+
+
+def test_the_deadline_of_a_request_does_not_run_while_the_engine_is_away(lane_with: Lanes) -> None:
+    tries = [failing(900, EngineLost("died")), RetryableError("Overloaded.", code="server_error"), Reply(b"{}")]
+    engine = ScriptedEngine(lambda request, number: tries[number - 1])
+    assert all_of(lane_with(engine, deadline=60.0).ask([request(1)]))["r1"].succeeded
