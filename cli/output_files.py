@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -17,15 +17,20 @@ from synthgen.errors import BadInput, NotFound
 from synthgen.ports import Services
 
 STDOUT: Final = "-"
+STDIN: Final = "-"
 _ID_PREFIX: Final = "batch_req_"
 
 
-def check_places(*places: str | None) -> None:
-    """Before any work: the folders are there and what stands there now is ours. Raises BadInput."""
+def check_places(*places: str | None, inputs: Iterable[str] = ()) -> None:
+    """Before any work: the folders are there, and no place is another one or one of ``inputs``. Raises BadInput."""
     paths = [Path(place) for place in places if place is not None and place != STDOUT]
     files = [path for path in paths if not _is_no_file(path)]
     if len({path.resolve() for path in files}) < len(files):
         raise BadInput("-o and --errors name the same file: give each its own.")
+    read = {_real_path(place) for place in inputs}
+    for path in files:
+        if path.resolve() in read:
+            raise BadInput(f"{path} is an input of this batch: write its answers to another file.")
     for path in paths:
         folder = path.resolve().parent
         if path.is_dir() or (path in files and not folder.is_dir()):
@@ -33,6 +38,11 @@ def check_places(*places: str | None) -> None:
         opened = folder if path in files else path
         if not os.access(opened, os.W_OK):
             raise BadInput(f"Cannot write {path}: the permissions of {opened} do not allow it.")
+
+
+def _real_path(place: str) -> Path:
+    """Of standard input that of the file behind it, where a shell has redirected one."""
+    return Path("/dev/stdin" if place == STDIN else place).resolve()
 
 
 def _is_no_file(path: Path) -> bool:

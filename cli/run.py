@@ -82,7 +82,7 @@ def command(
         known = None if reference is None else services.store.resolve(reference)
         name = stem(known.name if known else wanted.name)
         places = _Places(output or f"{name}.results.jsonl", errors, force)
-        check_places(places.output, places.errors)
+        check_places(places.output, places.errors, inputs=wanted.inputs)
         places.check(services, known)
         with open_worker(services, settings, spec) as worker:
             batch = known or _submit(services, settings, wanted, places)

@@ -131,6 +131,16 @@ def test_two_names_of_one_file_are_refused(tmp_path: Path) -> None:
         check_places(str(tmp_path / "a"), str(tmp_path / "." / "a"))
 
 
+def test_an_input_is_never_written_over(tmp_path: Path) -> None:
+    path, link = tmp_path / "questions.jsonl", tmp_path / "link"
+    path.touch()
+    link.symlink_to(path)
+    for output, errors in ((path, None), (tmp_path / "answers", link)):
+        with pytest.raises(BadInput, match="is an input of this batch"):
+            check_places(str(output), errors and str(errors), inputs=("-", "s3://bucket/key", str(path)))
+    check_places(str(tmp_path / "answers"), "/dev/null", inputs=("/dev/null", str(path)))
+
+
 def test_a_folder_that_is_missing_is_told_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no folder"):
         check_places(str(tmp_path / "none" / "a"), None)

@@ -1,0 +1,45 @@
+"""What ``run`` does with the files around a batch: its inputs, and the answers that it has paid for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import tasks.wiring
+from cli.main import main
+from synthgen.ports import Services
+from tests.workshop import Workshop
+
+Synthgen = Callable[..., Result]
+LINE = b'{"prompt": "a"}\n'
+
+
+@pytest.fixture
+def synthgen(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Synthgen:
+    """Runs a command on the workshop's services, beside ``q.jsonl``."""
+
+    @contextmanager
+    def connect(settings: object, **_: object) -> Iterator[Services]:
+        yield workshop.services
+
+    monkeypatch.setattr(tasks.wiring, "connect", connect)
+    monkeypatch.chdir(tmp_path)
+    Path("q.jsonl").write_bytes(LINE)
+
+    def run(*arguments: str, exits: int = 0) -> Result:
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == exits, done.output
+        return done
+
+    return run
+
+
+@pytest.mark.parametrize("output", [("-o", "q.jsonl"), ("-o", "-", "--errors", "./q.jsonl")])
+def test_an_input_is_not_replaced_by_its_answers_even_by_force(synthgen: Synthgen, output: tuple[str, ...]) -> None:
+    refused = synthgen("run", "q.jsonl", "--engine", "mock", "--force", *output, exits=2).stderr
+    assert "q.jsonl is an input of this batch" in refused
+    assert Path("q.jsonl").read_bytes() == LINE
