@@ -6,19 +6,23 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
 import orjson
 
 from synthgen.batch import Batch
-from synthgen.errors import BadInput, NotFound
+from synthgen.errors import BadInput, NotFound, SynthgenError
 from synthgen.ports import Services
 
 STDOUT: Final = "-"
 STDIN: Final = "-"
 _ID_PREFIX: Final = "batch_req_"
+
+
+class CannotWrite(SynthgenError):
+    """The answers are there, but not their file: the disk is full, the folder went away."""
 
 
 def check_places(*places: str | None, inputs: Iterable[str] = ()) -> None:
@@ -83,12 +87,24 @@ def batch_of_file(path: Path) -> str | None:
 
 @contextmanager
 def writing(place: str) -> Iterator[BinaryIO]:
-    """A file that appears under its name when the block ends well, and not at all otherwise."""
-    if place == STDOUT or _is_no_file(Path(place)):
-        with _stdout() if place == STDOUT else Path(place).open("wb") as file:
+    """A file that appears under its name when the block ends well, and not at all otherwise. Raises CannotWrite."""
+    try:
+        with _opened(place) as file:
             yield file
-        return
-    path = Path(place).resolve()
+    except BrokenPipeError:
+        raise  # `synthgen results … | head`
+    except OSError as error:
+        raise CannotWrite(_cannot_write(place, error)) from error
+
+
+def _opened(place: str) -> AbstractContextManager[BinaryIO]:
+    if place == STDOUT:
+        return _stdout()
+    return Path(place).open("wb") if _is_no_file(Path(place)) else _replacing(Path(place).resolve())
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb", buffering=1 << 20) as file:
@@ -101,6 +117,14 @@ def writing(place: str) -> Iterator[BinaryIO]:
         with suppress(OSError):
             Path(name).unlink()
         raise
+
+
+def _cannot_write(place: str, error: OSError) -> str:
+    folder = Path(place).resolve().parent
+    if isinstance(error, FileNotFoundError):
+        return f"Cannot write {place}: there is no folder {folder} any more."
+    reason = (error.strerror or str(error)).lower()
+    return f"Cannot write {'standard output' if place == STDOUT else place}: {reason}."
 
 
 @contextmanager

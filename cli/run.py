@@ -17,7 +17,7 @@ from cli.console import say
 from cli.engine_options import engine_options
 from cli.exit_codes import Interrupted, NotFinished, exit_code_of_batch
 from cli.interrupts import Interrupts
-from cli.output_files import STDOUT, check_contents, check_places
+from cli.output_files import STDOUT, CannotWrite, check_contents, check_places
 from cli.progress import follow, furthest
 from cli.steps import Steps
 from cli.submitting import check_inputs, submit_inputs
@@ -171,6 +171,10 @@ def _collect(services: Services, batch: Batch, places: _Places) -> None:
             f"Stopped while writing the answers; the batch is {batch.state}: "
             f"'synthgen results {batch.id} -o {places.output}' writes them."
         ) from None
+    except CannotWrite as error:
+        raise CannotWrite(
+            f"{error} The batch is {batch.state}: 'synthgen results {batch.id} -o FILE' writes its answers."
+        ) from error
 
 
 def _where(progress: Progress, places: _Places) -> list[tuple[str, str]]:

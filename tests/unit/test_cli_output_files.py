@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from cli.collecting import collect
-from cli.output_files import batch_of_file, check_contents, check_places, writing
+from cli.output_files import CannotWrite, batch_of_file, check_contents, check_places, writing
 from synthgen.batch import Batch
 from synthgen.errors import BadInput
 from synthgen.ports import say_nothing
@@ -139,6 +139,22 @@ def test_an_input_is_never_written_over(tmp_path: Path) -> None:
         with pytest.raises(BadInput, match="is an input of this batch"):
             check_places(str(output), errors and str(errors), inputs=("-", "s3://bucket/key", str(path)))
     check_places(str(tmp_path / "answers"), "/dev/null", inputs=("/dev/null", str(path)))
+
+
+def test_a_folder_that_vanished_during_the_work_is_one_sentence(tmp_path: Path) -> None:
+    with (
+        pytest.raises(CannotWrite, match=r"Cannot write .*: there is no folder .*none any more"),
+        writing(str(tmp_path / "none" / "a")),
+    ):
+        pass
+
+
+def test_a_reader_that_goes_away_is_not_taken_for_a_full_disk() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with pytest.raises(BrokenPipeError), writing(f"/dev/fd/{writer}") as file:
+        file.write(b"answers")
+    os.close(writer)
 
 
 def test_a_folder_that_is_missing_is_told_before_any_work(tmp_path: Path) -> None:

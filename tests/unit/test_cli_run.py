@@ -43,3 +43,13 @@ def test_an_input_is_not_replaced_by_its_answers_even_by_force(synthgen: Synthge
     refused = synthgen("run", "q.jsonl", "--engine", "mock", "--force", *output, exits=2).stderr
     assert "q.jsonl is an input of this batch" in refused
     assert Path("q.jsonl").read_bytes() == LINE
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Only Linux has a device that is always full.")
+def test_answers_that_find_no_room_are_told_where_they_are(synthgen: Synthgen, workshop: Workshop) -> None:
+    told = synthgen("run", "q.jsonl", "--engine", "mock", "-o", "/dev/full", exits=1).stderr
+    assert "Error: Cannot write /dev/full: no space left on device. The batch is completed: " in told
+    [batch] = workshop.store.list_batches()
+    assert f"'synthgen results {batch.batch.id} -o FILE' writes its answers." in told
+    assert "Cannot write /dev/full: no space" in synthgen("results", "last", "-o", "/dev/full", exits=1).stderr
+    assert synthgen("results", "last", "--text").stdout
