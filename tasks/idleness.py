@@ -66,19 +66,14 @@ class IdleWatch:
         self._sleep = sleep
         self._leave = leave
         self._end = end
-        self._sleeping = False
 
     def look(self) -> None:
         idle = self._idleness.seconds
         if self._leave is not None and idle >= self._leave:
             logger.info("no work for %.0f s: the worker ends", idle)
             self._end()
-        elif self._sleep is not None and idle >= self._sleep:
-            if not self._sleeping:
-                self._sleeping = True
-                self._lane.sleep()
-        else:
-            self._sleeping = False
+        elif self._sleep is not None and idle >= self._sleep and not self._lane.engine.asleep:
+            self._lane.sleep()  # again, too, where it died in its sleep and was started awake
 
 
 class Hunger:

@@ -45,7 +45,6 @@ class ServerEngine:
         self.models: tuple[str, ...] = (spec.model,) if spec.model else ()
         self.version: str | None = None
         self.revision = self.identify(spec)
-        self.asleep = False
         self.in_flight = spec.in_flight or self.default_in_flight
         self._spec = spec
         self._child = ChildServer(
@@ -77,6 +76,11 @@ class ServerEngine:
     @property
     def ready(self) -> bool:
         return self._child.state is ServerState.HEALTHY
+
+    @property
+    def asleep(self) -> bool:
+        """A server in general knows no sleep."""
+        return False
 
     @property
     def failed(self) -> bool:
@@ -115,7 +119,7 @@ class ServerEngine:
             raise Unreachable(f"The {self.name} server is {self._child.state}.")
 
     async def sleep(self) -> None:
-        """A server in general knows no sleep."""
+        """There is nothing that it could give back."""
 
     async def close(self) -> None:
         if self._client is not None:
@@ -138,10 +142,10 @@ class ServerEngine:
             raise FatalError(message, code="engine_gone") from error
         return said if isinstance(said, dict) else {}
 
-    async def tell_child(self, path: str) -> bool:
-        """POST to the server; whether it knew what to do."""
+    async def tell_child(self, path: str) -> int:
+        """POST to the server; the status of its reply."""
         async with aiohttp.ClientSession(timeout=_TOLD) as session, session.post(self._child.base_url + path) as reply:
-            return reply.status == 200
+            return reply.status
 
     async def _connected(self) -> OpenAIEngine:
         """A client of the server as it is now; waits while it is started again. Raises EngineGone."""

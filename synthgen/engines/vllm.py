@@ -61,6 +61,10 @@ class VllmEngine(ServerEngine):
             self._pulled = resolve_model(spec.models_dir, spec.model, revision)
         super().__init__(spec)
         self._waking = asyncio.Lock()
+        self._slept: int | None = None
+        """The incarnation that sleeps."""
+        self._sleepless = False
+        """It cannot, or could not once: it is not asked again."""
 
     def identify(self, spec: EngineSpec) -> str:
         """The commit, else ``--revision``; of weights in a folder what is in them. What changes answers follows it."""
@@ -98,26 +102,42 @@ class VllmEngine(ServerEngine):
             await self._wake()
         return await super().generate(request)
 
+    @property
+    def asleep(self) -> bool:
+        """One that died in its sleep is started awake."""
+        return self._slept == self._child.incarnation
+
     async def sleep(self) -> None:
         """Weights go to the host's memory, the cache of keys and values is dropped; needs --enable-sleep-mode."""
         async with self._waking:
-            if not self.asleep and self.ready:
-                self.asleep = True  # from here on requests wait for the lock: one that meets a half-asleep vLLM is lost
-                self.asleep = await self._tell("/sleep?level=1")
-                log.info("vLLM sleeps until there is work." if self.asleep else "vLLM knows no sleep.")
+            if not self.asleep and self.ready and not self._sleepless:
+                # From here on requests wait for the lock: one that meets a half-asleep vLLM is lost.
+                self._slept = self._child.incarnation
+                if await self._tell("/sleep?level=1"):
+                    log.info("vLLM sleeps until there is work.")
+                else:
+                    self._sleepless, self._slept = True, None
+                    log.warning("vLLM cannot sleep: this worker keeps its GPU memory from now on.")
 
     async def _wake(self) -> None:
         async with self._waking:
             if self.asleep and self.ready and await self._tell("/wake_up"):
                 log.info("vLLM is awake again.")
-            self.asleep = False
+                self._slept = None
 
     async def _tell(self, path: str) -> bool:
-        """A vLLM that dies of it, or has died, is started again, awake."""
+        """Whether it did so; one that only knows no such path (404) is as it was.
+
+        Any other failure leaves its scheduler paused and every request hanging, whatever it says of its health: vLLM
+        pauses first and then moves its weights. Only a new one is surely awake.
+        """
         try:
-            return await self.tell_child(path)
-        except (aiohttp.ClientError, TimeoutError):
-            return False
+            status: object = await self.tell_child(path)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            status = repr(error)
+        if status not in (200, 404):
+            self._child.restart(f"answered {path} with {status}, after which it would answer nothing")
+        return status == 200
 
 
 def most_running(server_info: Mapping[str, Any]) -> int | None:

@@ -2,8 +2,9 @@
 
 ``python -m tests.fakes.vllm_process --port N --journal FILE``; every other option of vLLM's is let pass. A prompt with
 ``[[stub die=1]]`` kills it, and so does any request while it sleeps; one with ``[[stub break=7]]`` kills its engine,
-once: it answers 500 and calls itself unwell for seven seconds before it ends. Every start, question, sleep and death is
-a line of the journal, which outlives it.
+once: it answers 500 and calls itself unwell for seven seconds before it ends. ``--fail-sleep`` or ``--fail-wake 500``:
+what it answers to that, and then it is well and answers nothing for ever, as vLLM does. Every start, question, sleep
+and death is a line of the journal, which outlives it.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from tests.stub_llm import StubLLM, prompt_of
 
 
 class VllmStub(StubLLM):
-    def __init__(self, *, port: int, journal: Path, latency: float, max_num_seqs: int, models: tuple[str, ...]) -> None:
-        super().__init__(port=port, latency=latency, models=models)
-        self._journal = journal
-        self._max_num_seqs = max_num_seqs
+    def __init__(self, given: argparse.Namespace) -> None:
+        super().__init__(port=given.port, latency=given.latency, models=(given.served_model_name,))
+        self._journal: Path = given.journal
+        self._max_num_seqs: int = given.max_num_seqs
+        self._sleep_status: int = given.fail_sleep
+        self._wake_status: int = given.fail_wake
+        self._paused = False
         self._asleep = False
         self._broken = False
 
@@ -43,6 +47,8 @@ class VllmStub(StubLLM):
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         prompt = prompt_of(request.path, await request.json())
         self.note(f"asked {prompt}")
+        if self._paused:
+            await asyncio.Event().wait()
         if self._asleep:
             self.note("asked in its sleep")
             os._exit(3)
@@ -70,13 +76,15 @@ class VllmStub(StubLLM):
 
     async def _sleep(self, request: web.Request) -> web.Response:
         self.note("sleeps")
-        self._asleep = True
-        return web.Response()
+        self._asleep = self._sleep_status == 200
+        self._paused = self._sleep_status >= 500
+        return web.Response(status=self._sleep_status)
 
     async def _wake(self, request: web.Request) -> web.Response:
         self.note("wakes")
-        self._asleep = False
-        return web.Response()
+        self._asleep = self._wake_status != 200
+        self._paused = self._wake_status != 200
+        return web.Response(status=self._wake_status)
 
 
 def as_python(folder: Path, journal: Path) -> Path:
@@ -102,15 +110,10 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.05)
     parser.add_argument("--max-num-seqs", type=int, default=8)
     parser.add_argument("--served-model-name", default="tiny")
+    parser.add_argument("--fail-sleep", type=int, default=200)
+    parser.add_argument("--fail-wake", type=int, default=200)
     given, _ = parser.parse_known_args()
-    stub = VllmStub(
-        port=given.port,
-        journal=given.journal,
-        latency=given.latency,
-        max_num_seqs=given.max_num_seqs,
-        models=(given.served_model_name,),
-    )
-    asyncio.run(_run(stub))
+    asyncio.run(_run(VllmStub(given)))
 
 
 if __name__ == "__main__":

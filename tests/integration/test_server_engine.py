@@ -200,6 +200,43 @@ def test_a_vllm_that_dies_in_its_sleep_comes_back_and_is_asked(stage: Stages) ->
     assert outcomes(ask(started, "after")) == ["ok"]
 
 
+def test_a_vllm_that_died_in_its_sleep_is_awake_and_can_be_put_to_sleep_again(stage: Stages) -> None:
+    started = stage()
+    started.lane.sleep()
+    started.kill()
+    until(lambda: started.count("starts") == 2 and started.engine.ready)
+    assert not started.engine.asleep
+    started.lane.sleep()
+    assert started.engine.asleep
+    assert started.count("sleeps") == 2
+
+
+@pytest.mark.parametrize("failing", ["--fail-sleep", "--fail-wake"])
+def test_a_vllm_that_fails_to_sleep_or_to_wake_is_started_again_and_nobody_waits_for_ever(
+    stage: Stages, failing: str
+) -> None:
+    started = stage(failing, "500")
+    started.lane.sleep()
+    assert outcomes(ask(started, *many(4))) == ["ok"] * 4
+    assert started.count("starts") == 2
+
+
+def test_a_vllm_that_could_not_sleep_is_not_asked_again(stage: Stages) -> None:
+    started = stage("--fail-sleep", "500")
+    started.lane.sleep()
+    assert outcomes(ask(started, "question")) == ["ok"]
+    started.lane.sleep()
+    assert (started.count("sleeps"), started.count("starts")) == (1, 2)
+
+
+def test_a_vllm_that_knows_no_sleep_stays_as_it_is(stage: Stages) -> None:
+    started = stage("--fail-sleep", "404")
+    started.lane.sleep()
+    assert not started.engine.asleep
+    assert outcomes(ask(started, "question")) == ["ok"]
+    assert started.count("starts") == 1
+
+
 def test_a_server_that_dies_too_often_is_given_up_and_its_questions_are_nobodys_failure(stage: Stages) -> None:
     started = stage("--latency", "600", patience=replace(QUICK, deaths=2))
     asking = ask(started, *many(4))

@@ -20,13 +20,19 @@ class Clock:
 
 
 class Told:
-    """Stands where the lane and the worker are; what it was told."""
+    """Stands where the lane, its engine and the worker are; what it was told."""
 
     def __init__(self) -> None:
         self.words: list[str] = []
+        self.asleep = False
+
+    @property
+    def engine(self) -> Told:
+        return self
 
     def sleep(self) -> None:
         self.words.append("sleep")
+        self.asleep = True
 
     def end(self) -> None:
         self.words.append("end")
@@ -74,8 +80,18 @@ def test_it_is_put_to_sleep_once_for_each_time_without_work(clock: Clock, told: 
         looking.look()
     assert told.words == ["sleep"]
     with idleness.busy():
+        told.asleep = False
         looking.look()
     clock.seconds += 5
+    looking.look()
+    assert told.words == ["sleep", "sleep"]
+
+
+def test_an_engine_that_died_in_its_sleep_and_came_back_awake_is_put_to_sleep_again(clock: Clock, told: Told) -> None:
+    looking = watch(Idleness(clock), told, sleep=5)
+    clock.seconds += 5
+    looking.look()
+    told.asleep = False
     looking.look()
     assert told.words == ["sleep", "sleep"]
 
