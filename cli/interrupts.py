@@ -16,11 +16,15 @@ _SHOW_CURSOR: Final = b"\x1b[?25h"
 
 
 class Interrupts:
-    """While its block runs, SIGINT and SIGTERM set ``stopping``. Use it on the main thread."""
+    """While its block runs, SIGINT and SIGTERM set ``stopping``. Use it on the main thread.
 
-    def __init__(self, stopping: Event, *, grace: float) -> None:
+    ``go_on`` ends the sentence "To go on, …": with ``--new`` or standard input the same command would ask all anew.
+    """
+
+    def __init__(self, stopping: Event, *, grace: float, go_on: str) -> None:
         self._stopping = stopping
         self._grace = grace
+        self._go_on = go_on
         self.happened = False
 
     def __enter__(self) -> Self:
@@ -38,8 +42,8 @@ class Interrupts:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the shape of a handler
         if self.happened:
-            farewell = b"\nLeft at once; only the requests in flight are lost. Run the same command again to go on.\n"
-            os.write(2, (_SHOW_CURSOR if console.is_terminal else b"") + farewell)
+            farewell = f"\nLeft at once; only the requests in flight are lost. To go on, {self._go_on}.\n"
+            os.write(2, (_SHOW_CURSOR if console.is_terminal else b"") + farewell.encode())
             os._exit(INTERRUPTED)
         self.happened = True
         self._stopping.set()

@@ -20,10 +20,10 @@ from cli.interrupts import Interrupts
 from cli.output_files import STDOUT, CannotWrite, check_contents, check_places
 from cli.progress import follow, furthest
 from cli.steps import Steps
-from cli.submitting import check_inputs, submit_inputs
+from cli.submitting import check_inputs, submit_inputs, tell_of_other_engines
 from cli.summary import MOCKED, summarise
 from synthgen import control
-from synthgen.batch import Batch, Progress
+from synthgen.batch import Batch, EngineIdentity, Progress
 from synthgen.errors import BadInput
 from synthgen.ports import Services
 from synthgen.settings import Settings
@@ -85,13 +85,15 @@ def command(
         check_places(places.output, places.errors, inputs=wanted.inputs)
         places.check(services, known)
         with open_worker(services, settings, spec) as worker:
-            batch = known or _submit(services, settings, wanted, places)
+            if known is not None:
+                tell_of_other_engines(services, known, worker.identity)
+            batch = known or _submit(services, settings, wanted, places, worker.identity)
             return _run(services, settings, worker, batch, places=places, go_on=_how_to_go_on(batch, wanted))
 
 
-def _submit(services: Services, settings: Settings, wanted: Wanted, places: _Places) -> Batch:
+def _submit(services: Services, settings: Settings, wanted: Wanted, places: _Places, engine: EngineIdentity) -> Batch:
     """The batch to work on. A new one whose answers may not be written where they should go does not stay."""
-    submission = submit_inputs(services, settings, wanted)
+    submission = submit_inputs(services, settings, wanted, engine=engine)
     batch = submission.batch
     try:
         places.check(services, batch)
@@ -107,7 +109,7 @@ def _run(services: Services, settings: Settings, worker: Worker, batch: Batch, *
     began, before = datetime.now(UTC), services.store.progress(batch.id)
     if batch.state is BatchState.PAUSED:
         control.resume(services, batch.id)
-    progress = _work(services, settings, worker, batch, began)
+    progress = _work(services, settings, worker, batch, began=began, go_on=go_on)
     _check_ended(progress, go_on)
     seconds = (datetime.now(UTC) - began).total_seconds()
     _collect(services, progress.batch, places)
@@ -118,7 +120,9 @@ def _run(services: Services, settings: Settings, worker: Worker, batch: Batch, *
     return exit_code_of_batch(progress)
 
 
-def _work(services: Services, settings: Settings, worker: Worker, batch: Batch, began: datetime) -> Progress:
+def _work(
+    services: Services, settings: Settings, worker: Worker, batch: Batch, *, began: datetime, go_on: str
+) -> Progress:
     """Work on the batch in a thread and draw it here, until it has ended, is paused, or we are interrupted."""
     from synthgen.work import work_on
 
@@ -132,7 +136,7 @@ def _work(services: Services, settings: Settings, worker: Worker, batch: Batch, 
             failures.append(error)
 
     thread = Thread(target=work, name="synthgen-run", daemon=True)
-    with Interrupts(worker.stopping, grace=settings.grace) as interrupts:
+    with Interrupts(worker.stopping, grace=settings.grace, go_on=go_on) as interrupts:
         thread.start()
         try:
             shown = follow(
