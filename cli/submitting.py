@@ -11,24 +11,35 @@ from cli import quantities as q
 from cli.batch_options import Wanted
 from cli.console import say
 from cli.steps import Steps
+from synthgen.batch import Batch, EngineIdentity
 from synthgen.errors import InvalidLines
+from synthgen.other_engines import compare_engines
 from synthgen.ports import Services
 from synthgen.request import Rejected
 from synthgen.settings import Settings
 from synthgen.submit import Submission, submit
 
 
-def submit_inputs(services: Services, settings: Settings, wanted: Wanted) -> Submission:
-    """Raises BadInput; before InvalidLines it lists the first bad lines."""
+def submit_inputs(
+    services: Services, settings: Settings, wanted: Wanted, *, engine: EngineIdentity | None = None
+) -> Submission:
+    """Raises BadInput; before InvalidLines it lists the first bad lines. ``engine``: who is to answer, where known."""
     from storage.sources import open_source
 
     sources = [
         open_source(place, services.objects, endpoint_url=settings.s3_endpoint_url, region=settings.s3_region)
         for place in wanted.inputs
     ]
+
+    def look_at(batch: Batch) -> None:
+        if engine is not None:
+            tell_of_other_engines(services, batch, engine)
+
     try:
         with Steps() as steps:
-            submission = submit(services, sources, wanted.options, name=wanted.name, new=wanted.new, notify=steps)
+            submission = submit(
+                services, sources, wanted.options, name=wanted.name, new=wanted.new, notify=steps, look_at=look_at
+            )
     except InvalidLines as error:
         list_rejected(line for line in error.first if isinstance(line, Rejected))
         if error.total > len(error.first):
@@ -46,6 +57,12 @@ def check_inputs(inputs: tuple[str, ...]) -> None:
         raise click.UsageError("Standard input (-) can be read only once.")
     if "-" in inputs and sys.stdin.isatty():
         say("Reading requests from the terminal, one JSON object a line; end with Ctrl-D.")
+
+
+def tell_of_other_engines(services: Services, batch: Batch, engine: EngineIdentity) -> None:
+    """Before ``engine`` goes on with a batch. Raises BadInput when it must not."""
+    if told := compare_engines(services, batch, engine):
+        say(told, style="yellow")
 
 
 def list_rejected(lines: Iterable[Rejected]) -> None:

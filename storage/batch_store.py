@@ -164,6 +164,9 @@ class PostgresBatchStore:
     def owners(self) -> list[str]:
         return self._database.run(shard_statements.owners)
 
+    def engines(self, batch_id: str) -> list[EngineIdentity]:
+        return self._database.run(shard_statements.engines, batch_id)
+
     def resend(self, *, older_than: float, pool: str | None = None) -> list[tuple[str, int]]:
         return self._database.run(shard_statements.resend, older_than, pool)
 

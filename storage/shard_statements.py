@@ -6,6 +6,7 @@ Each function works inside the transaction of the connection it is given. Every 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -297,6 +298,12 @@ def _request_row(batch_id: str, shard: int, row: RequestRow) -> tuple[Any, ...]:
 def owners(connection: sa.Connection) -> list[str]:
     query = sa.select(shards.c.owner).distinct().where(in_states(shards.c.state, [_S.RUNNING]))
     return sorted(owner for owner in connection.execute(query).scalars() if owner is not None)
+
+
+def engines(connection: sa.Connection, batch_id: str) -> list[EngineIdentity]:
+    as_text = sa.cast(shards.c.engine, sa.Text)  # JSON cannot be compared
+    query = sa.select(as_text).distinct().where(shards.c.batch_id == batch_id, shards.c.engine.is_not(None))
+    return [EngineIdentity(**json.loads(text)) for text in sorted(connection.execute(query).scalars())]
 
 
 def resend(connection: sa.Connection, older_than: float, pool: str | None) -> list[tuple[str, int]]:

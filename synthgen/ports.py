@@ -150,9 +150,13 @@ class BatchStore(Protocol):
         """By cause, commonest first: rows of sealed shards, and the requests of cancelled shards under the code of
         ``response.NEVER_RAN`` that fits the batch's state (their message and line, custom_id empty)."""
 
-    def move(self, batch_id: str, to: BatchState, *, reason: str | None = None) -> Batch:
+    def move(
+        self, batch_id: str, to: BatchState, *, reason: str | None = None, since: Batch | None = None
+    ) -> Batch:
         """Change the batch's state and set ``reason`` and the state's time stamp. Raises NotFound or StateConflict.
 
+        With ``since`` only while nobody has changed its state since it was read as that: a batch may be ended and
+        retried in between, and then be in the same state with other shards open.
         Pausing makes its queued shards pending: their messages will find nothing to claim, so they need new ones.
         """
 
@@ -166,7 +170,10 @@ class BatchStore(Protocol):
         """Whether every shard is done or cancelled; so it is for a batch that does not exist."""
 
     def cancel_unstarted(self, batch_id: str) -> int:
-        """Cancel the pending and queued shards that no attempt has touched; how many."""
+        """Cancel the pending and queued shards that no attempt has touched; how many.
+
+        None of a batch that is neither cancelling nor, in progress, past its window: it may have been retried.
+        """
 
     def give_up(self, attempt: Attempt) -> None:
         """Cancel a shard that can be neither run nor closed (running → cancelled), without the attempt's answers.
@@ -223,6 +230,9 @@ class BatchStore(Protocol):
 
     def owners(self) -> list[str]:
         """Who holds running shards now."""
+
+    def engines(self, batch_id: str) -> list[EngineIdentity]:
+        """The engines that are kept with shards of the batch, each once; none for a batch that does not exist."""
 
     def resend(self, *, older_than: float, pool: str | None = None) -> list[tuple[str, int]]:
         """Queued shards of in_progress batches (of this pool; None: of all) whose message is older than so many s.

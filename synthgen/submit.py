@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
@@ -47,22 +47,25 @@ def submit(
     name: str,
     new: bool = False,
     notify: Notify = say_nothing,
+    look_at: Callable[[Batch], None] = lambda _: None,
 ) -> Submission:
     """Store the lines of all sources, one after another, as one batch and queue its first shards.
 
-    The same content with the same options attaches to an unfinished batch, unless ``new``. Raises InvalidLines under
-    the policy ``fail``, BadInput when there is nothing to run, StateConflict when the same is just being cancelled;
-    then nothing is stored.
+    The same content with the same options attaches to an unfinished batch, unless ``new``; ``look_at`` sees that batch
+    before it goes on, and may raise. Raises InvalidLines under the policy ``fail``, BadInput when there is nothing to
+    run, StateConflict when the same is just being cancelled; then nothing is stored.
     """
     options.rules()  # a bad template is told before anything is read
     earlier = None if new else _find_before_reading(services, sources, options, notify)
     if earlier is not None:
+        look_at(earlier)
         return _attach(services, earlier)
     batch_id = new_batch_id()
     with _Intake(services, batch_id, options) as intake:
         intake.read(sources, notify)
         batch = intake.store(name, salt=batch_id if new else "")
     if batch.id != batch_id:
+        look_at(batch)
         return _attach(services, batch)
     fill_window(services, batch)
     return Submission(batch, attached=False)

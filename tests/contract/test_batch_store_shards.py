@@ -386,3 +386,15 @@ def test_the_counts_of_all_shards_are_summed_field_by_field(batch_store: BatchSt
         batch_store.heartbeat([Beat(attempt.token, replace(counts, cached=10))], lease=60)
     expected = replace(Counts(*(2 * n for n in range(20, 20 + len(COUNT_FIELDS)))), cached=20)
     assert whole(batch_store.progress(batch.id)).counts == expected
+
+
+def test_the_engines_of_a_batch_are_those_that_its_shards_were_claimed_for(batch_store: BatchStore) -> None:
+    batch = stored_batch(batch_store, shards=4)
+    mock, server = EngineIdentity("mock", "mock"), EngineIdentity("openai", "host", "r1", "m")
+    assert batch_store.engines(batch.id) == batch_store.engines("batch_nobody") == []
+    for engine in (mock, server, server, None):
+        attempt = batch_store.claim(batch.id, number=None, owner="w", lease=60, engine=engine)
+    assert attempt is not None
+    batch_store.release(attempt)
+    assert sorted(engine.name for engine in batch_store.engines(batch.id)) == ["mock", "openai"]
+    assert server in batch_store.engines(batch.id)

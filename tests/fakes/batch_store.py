@@ -344,6 +344,12 @@ class FakeBatchStore:
         return sorted({s.owner for _, s in self._running() if s.owner is not None})
 
     @_transaction
+    def engines(self, batch_id: str) -> list[EngineIdentity]:
+        record = self._batches.get(batch_id)
+        found = {s.engine for s in (record.shards if record else ()) if s.engine is not None}
+        return sorted(found, key=str)
+
+    @_transaction
     def resend(self, *, older_than: float, pool: str | None = None) -> list[tuple[str, int]]:
         now, found = self._clock.now(), []
         for record in self._batches.values():
