@@ -110,6 +110,8 @@ class ChildServer:
         """Somebody wants to know at once whether it is well."""
         self._ill = False
         """It gave no good answer to the last poll."""
+        self._condemned = ""
+        """Why this incarnation is to end."""
         self._failure = ""
         self._served = False
 
@@ -120,8 +122,6 @@ class ChildServer:
 
     @property
     def pid(self) -> int | None:
-        self._condemned = ""
-        """Why this incarnation is to end."""
         """Of the server's first process, None while there is none."""
         return self._process.pid if self._process else None
 
@@ -160,6 +160,13 @@ class ChildServer:
                     await self._changed.wait()
         return True
 
+    def restart(self, reason: str) -> None:
+        """End this incarnation as one that died: it ``reason``, and nobody is to ask it any more."""
+        if self.state is ServerState.HEALTHY:
+            self._condemned = reason
+            self._become(ServerState.DOWN)
+            self._doubted.set()
+
     async def stop(self) -> None:
         """End it and all its processes, within ``patience.stop`` seconds and a moment.
 
@@ -169,13 +176,6 @@ class ChildServer:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-
-    def restart(self, reason: str) -> None:
-        """End this incarnation as one that died: it ``reason``, and nobody is to ask it any more."""
-        if self.state is ServerState.HEALTHY:
-            self._condemned = reason
-            self._become(ServerState.DOWN)
-            self._doubted.set()
 
     def _is_lost(self, incarnation: int) -> bool:
         return self.incarnation != incarnation or self.state is not ServerState.HEALTHY
@@ -220,6 +220,7 @@ class ChildServer:
         self._lines.clear()
         self.incarnation += 1
         self._ill = False
+        self._condemned = ""
         self._become(ServerState.STARTING)
         if not self._choose_port():
             return f"cannot have port {self._wanted_port}: it is in use"
@@ -230,7 +231,6 @@ class ChildServer:
         except OSError as error:
             return f"could not be started ({error})"
         self._process = process
-        self._condemned = ""
         ended = asyncio.create_task(process.ended())
         watched = asyncio.create_task(self._watch())
         try:
@@ -259,23 +259,15 @@ class ChildServer:
             self._served = True
             self._become(ServerState.HEALTHY)
             log.info("The %s server is ready at %s.", self.name, self.base_url)
-            return await self._end_of_service(session)
-
-    async def _end_of_service(self, session: aiohttp.ClientSession) -> str:
-        """Poll it until something is wrong with it; returns what."""
-        loop, patience = asyncio.get_running_loop(), self._patience
-        progress = Progress(self.traffic, measured=patience.stall, unmeasured=patience.stall_unmeasured)
-        heard = loop.time()
-        while loop.time() - heard <= patience.silence:
-            await self._pause_between_polls()
-            if self._condemned:
-                return self._condemned
-            self._ill = not await self._is_ready(session)
-            if not self._ill:
-                heard = loop.time()
-            if stalled := await progress.stalled(loop.time(), partial(self._count_tokens, session)):
-                return stalled
-        return f"gave no good answer on {self._ready_path} for {patience.silence:g} s"
+            heard = loop.time()
+            while loop.time() - heard <= self._patience.silence:
+                await self._pause_between_polls()
+                if self._condemned:
+                    return self._condemned
+                self._ill = not await self._is_ready(session)
+                if not self._ill:
+                    heard = loop.time()
+            return f"gave no good answer on {self._ready_path} for {self._patience.silence:g} s"
 
     async def _pause_between_polls(self) -> None:
         await asyncio.sleep(min(_STARTING_POLL, self._patience.silence / 4))
