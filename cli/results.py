@@ -9,11 +9,12 @@ import click
 
 from cli import quantities as q
 from cli.collecting import counted, write_errors, write_pieces
-from cli.connection import batch_argument, services_in_force
+from cli.connection import batch_argument, services_of, settings_in_force
 from cli.console import say
 from cli.exit_codes import NotFinished, exit_code_of_batch
 from cli.output_files import STDOUT, check_contents, check_places
 from cli.steps import Steps
+from cli.waiting import Attendance
 from synthgen.batch import Batch
 from synthgen.ports import Notify, Services, say_nothing
 from synthgen.results import Which, stream_results, texts
@@ -38,26 +39,36 @@ def command(
     if errors is not None and only is not None:
         raise click.UsageError("Give --errors or --only, not both: --errors already parts the two.")
     check_places(output, errors)
-    with services_in_force() as services:
+    settings = settings_in_force()
+    with services_of(settings) as services:
         batch = services.store.resolve(reference)
         if not force:
             check_contents(services, batch, output, errors)
         which = Which.SUCCEEDED if errors is not None else Which(only or Which.ALL)
+        attendance = Attendance(services, embedded=settings.embedded) if follow else None
         with Steps() as steps:
-            lines = _lines(services, batch, which, follow=follow, notify=say_nothing if output == STDOUT else steps)
+            lines = _lines(services, batch, which, attendance, notify=say_nothing if output == STDOUT else steps)
             write_pieces(output, _texts(lines) if text else lines)
         if errors is not None:
             write_errors(services, batch, errors)
         return _close(services, batch, follow=follow)
 
 
-def _lines(services: Services, batch: Batch, which: Which, *, follow: bool, notify: Notify) -> Iterator[bytes]:
+def _lines(
+    services: Services, batch: Batch, which: Which, attendance: Attendance | None, *, notify: Notify
+) -> Iterator[bytes]:
+    """With ``attendance`` those to come too."""
+
     def wait(seconds: float) -> None:
-        now = services.store.get(batch.id)
-        if now.state is BatchState.PAUSED:
-            raise NotFinished(f"Batch {batch.id} is paused: {now.reason} To go on: synthgen resume {batch.id}")
+        progress = services.store.progress(batch.id)
+        if progress.batch.state is BatchState.PAUSED:
+            reason = progress.batch.reason
+            raise NotFinished(f"Batch {batch.id} is paused: {reason} To go on: synthgen resume {batch.id}")
+        if attendance is not None:
+            attendance.check(progress)
         time.sleep(seconds)
 
+    follow = attendance is not None
     return counted(stream_results(services, batch.id, which=which, follow=follow, wait=wait), batch.total, notify)
 
 
