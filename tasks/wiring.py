@@ -173,6 +173,7 @@ _ONLY_FOR = {
     "engine_arguments": (("vllm",), "what stands after --"),
     "vllm_python": (("vllm",), "--vllm-python"),
     "gpus": (("vllm", "server"), "--gpus"),
+    "engine_options": (("openai", "litellm", "mock"), "--engine-option (what stands after -- goes to vLLM)"),
 }
 """Settings that only some engines read. In the environment they may be meant for other workers, as an option not."""
 

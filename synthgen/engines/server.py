@@ -46,7 +46,7 @@ class ServerEngine:
         self.version: str | None = None
         self.revision = self.identify(spec)
         self.in_flight = spec.in_flight or self.default_in_flight
-        self._spec = spec
+        self._spec = replace(spec, options={})  # meant for other workers: the client in here takes none
         self._child = ChildServer(
             self.command(spec),
             name=self.name,

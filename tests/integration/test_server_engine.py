@@ -65,10 +65,17 @@ def _stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stages]:
     journal = tmp_path / "journal"
     lanes: list[Lane] = []
 
-    def start(*arguments: str, in_flight: int | None = None, patience: Patience = QUICK, attempts: int = 3) -> Stage:
+    def start(
+        *arguments: str,
+        in_flight: int | None = None,
+        patience: Patience = QUICK,
+        attempts: int = 3,
+        options: dict[str, str] | None = None,
+    ) -> Stage:
         monkeypatch.setattr(ServerEngine, "patience", patience)
         python = as_python(tmp_path, journal)
-        engine = VllmEngine(EngineSpec("vllm", model="weights", python=str(python), arguments=arguments))
+        spec = EngineSpec("vllm", model="weights", python=str(python), arguments=arguments, options=options or {})
+        engine = VllmEngine(spec)
         lane = Lane(engine, policy=replace(POLICY, attempts=attempts), in_flight=in_flight)
         lanes.append(lane)
         lane.start()
@@ -170,6 +177,10 @@ def test_in_flight_is_twice_what_vllm_says_it_runs_at_once(stage: Stages) -> Non
 
 def test_who_names_a_number_in_flight_gets_it(stage: Stages) -> None:
     assert stage("--max-num-seqs", "12", in_flight=5).lane.in_flight == 5
+
+
+def test_engine_options_that_are_meant_for_other_workers_are_in_nobodys_way(stage: Stages) -> None:
+    assert outcomes(ask(stage(options={"latency": "0.2"}), "question")) == ["ok"]
 
 
 def test_a_sleeping_vllm_is_woken_before_it_is_asked(stage: Stages) -> None:

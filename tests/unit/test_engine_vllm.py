@@ -55,6 +55,14 @@ def test_an_address_that_is_meant_for_other_tools_does_not_keep_it_from_starting
     VllmEngine(engine_spec(settings))
 
 
+@pytest.mark.parametrize("engine", ["vllm", "server"])
+def test_an_engine_option_is_refused_where_a_server_of_our_own_would_not_read_it(engine: str) -> None:
+    settings = load_settings({"SYNTHGEN_ENGINE": engine})
+    with pytest.raises(BadInput, match=rf"The {engine} engine has no use for --engine-option .*; leave it out"):
+        engine_spec(settings.override({"engine_options": {"x": "y"}}))
+    engine_spec(settings.override({"engine_options": {"x": "y"}}, origin="SYNTHGEN_ENGINE_OPTIONS"))
+
+
 def test_a_worker_that_is_to_sleep_starts_a_vllm_that_can() -> None:
     drowsy = Settings(engine="vllm", model="m", idle_sleep=60.0, engine_arguments=("--seed", "1"))
     awake = Settings(engine="vllm", model="m", engine_arguments=("--seed", "1"))
