@@ -20,7 +20,7 @@ import aiohttp
 from synthgen.engines import fingerprint
 from synthgen.engines.base import EngineSpec
 from synthgen.engines.server import ServerEngine
-from synthgen.engines.vllm_arguments import argument, deciding
+from synthgen.engines.vllm_arguments import argument, check, deciding
 from synthgen.errors import BadInput, FatalError
 from synthgen.models import PulledModel, resolve_model
 from synthgen.request import Request
@@ -45,6 +45,7 @@ class VllmEngine(ServerEngine):
     def command(self, spec: EngineSpec) -> list[str]:
         if not spec.model:
             raise BadInput("The vllm engine needs a model: --model NAME or a folder with weights.")
+        check(spec.arguments)
         python = spec.python or sys.executable
         weights = spec.model if self._pulled is None else str(self._pulled.folder)
         own = ["--model", weights, "--host", "127.0.0.1", "--port", "{port}"]
@@ -81,7 +82,8 @@ class VllmEngine(ServerEngine):
     def environ(self, spec: EngineSpec) -> dict[str, str]:
         """Sleep and wake-up are among the routes that vLLM serves only when asked to; it listens on loopback alone."""
         offline = {} if self._pulled is None else {"HF_HUB_OFFLINE": "1"}
-        return {**super().environ(spec), "VLLM_SERVER_DEV_MODE": "1", **offline}
+        unlocked = {"VLLM_API_KEY": ""}  # the host's, for servers that it opens to others: ours would refuse us
+        return {**super().environ(spec), "VLLM_SERVER_DEV_MODE": "1", **unlocked, **offline}
 
     async def start(self) -> None:
         await super().start()

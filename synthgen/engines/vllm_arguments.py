@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from synthgen.errors import BadInput
+
 _LONG: Final = {"-q": "--quantization", "-sc": "--speculative-config"}
 _DECIDING: Final = frozenset(
     {
@@ -23,6 +25,8 @@ _DECIDING: Final = frozenset(
     }
 )
 """Not ``--dtype`` and what else changes only how numbers are rounded, or how fast."""
+
+_NOT_YOURS: Final = frozenset({"--port", "--host", "--uds", "--headless", "--root-path", "--api-key", "--grpc"})
 
 
 def options_of(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -42,6 +46,18 @@ def argument(name: str, arguments: Sequence[str]) -> str | None:
     """What is given as ``--name TEXT`` or ``--name=TEXT``, None where it is not; the last one counts."""
     given = [words for option, words in options_of(arguments) if option == name]
     return " ".join(given[-1][:1]) if given else None
+
+
+def check(arguments: Sequence[str]) -> None:
+    """Raises BadInput for what would leave a server that its worker cannot reach, or that serves other weights."""
+    for name, _ in options_of(arguments):
+        if name in _NOT_YOURS or name.startswith("--ssl-"):
+            raise BadInput(
+                f"vLLM's {name} cannot stand after --: the worker opens the server itself, on a loopback port that it "
+                "chooses, for itself alone. Leave it out."
+            )
+        if name == "--model":
+            raise BadInput("vLLM's --model cannot stand after --: name the model with --model before it.")
 
 
 def deciding(arguments: Sequence[str]) -> list[str]:

@@ -40,6 +40,36 @@ def test_its_arguments_come_last_and_untouched() -> None:
     assert command[-2:] == ["--max-model-len", "8 k"]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--port", "8000"),
+        ("--port=8000",),
+        ("--host", "0.0.0.0"),  # noqa: S104 - refused
+        ("--uds", "/tmp/s"),  # noqa: S108 - refused
+        ("--ssl_keyfile", "key"),
+        ("--ssl-certfile=cert",),
+        ("--headless",),
+        ("--root_path=/x",),
+        ("--max-num-seqs", "8", "--api-key", "k"),
+    ],
+)
+def test_what_would_move_its_server_away_or_lock_it_is_refused(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(BadInput, match=r"^vLLM's --[a-z-]+ cannot stand after --: the worker opens the server itself"):
+        VllmEngine(EngineSpec("vllm", model="m", arguments=arguments))
+
+
+def test_other_weights_than_those_that_the_worker_names_are_refused() -> None:
+    with pytest.raises(BadInput, match="name the model with --model before it"):
+        VllmEngine(EngineSpec("vllm", model="m", arguments=("--model=other",)))
+
+
+def test_a_key_of_the_hosts_own_servers_does_not_lock_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    spec = EngineSpec("vllm", model="m")
+    assert VllmEngine(spec).environ(spec)["VLLM_API_KEY"] == ""
+
+
 def test_without_a_model_it_is_refused() -> None:
     with pytest.raises(BadInput, match="needs a model"):
         VllmEngine(EngineSpec("vllm"))
