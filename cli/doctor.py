@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import platform
 import secrets
 import shutil
@@ -177,7 +178,8 @@ async def _health(spec: EngineSpec) -> None:
 
 
 def _space(settings: Settings) -> Finding:
-    folder = next(path for path in (settings.home, *settings.home.resolve().parents) if path.exists())
+    above = (settings.home, *settings.home.resolve().parents)
+    folder = next(path for path in above if os.access(path, os.F_OK))  # exists() raises where it may not look
     free = shutil.disk_usage(folder).free
     message = f"{q.size(free)} free in {settings.home}"
     if free < _LITTLE_SPACE:

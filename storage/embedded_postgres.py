@@ -27,7 +27,7 @@ from urllib.parse import quote
 import psutil
 import psycopg
 
-from synthgen.errors import ServiceUnavailable
+from synthgen.errors import BadSetting, ServiceUnavailable
 from synthgen.owner import current_owner
 
 if TYPE_CHECKING:
@@ -58,29 +58,34 @@ log_checkpoints = off
 def start(state_dir: Path) -> str:
     """The URL of the server in ``state_dir``, started if need be and found to answer.
 
-    Safe to call from many processes at once. Raises ServiceUnavailable when it cannot be started within a minute, as
-    long as a recovery after a crash may take.
+    Safe to call from many processes at once. Raises BadSetting when the folder cannot be used, ServiceUnavailable
+    when the server cannot be started within a minute, as long as a recovery after a crash may take.
     """
     data = _data_folder(state_dir)
-    url = _url_if_answering(data)
-    if url is not None:
-        return url
-    data.parent.mkdir(parents=True, exist_ok=True)
-    with _one_at_a_time(data):
-        return _start(data)
+    with _usable(state_dir):
+        url = _url_if_answering(data)
+        if url is not None:
+            return url
+        data.parent.mkdir(parents=True, exist_ok=True)
+        with _one_at_a_time(data):
+            return _start(data)
 
 
 def is_running(state_dir: Path) -> bool:
-    """Whether a server answers."""
-    return _url_if_answering(_data_folder(state_dir)) is not None
+    """Whether a server answers. Raises BadSetting."""
+    with _usable(state_dir):
+        return _url_if_answering(_data_folder(state_dir)) is not None
 
 
 def stop(state_dir: Path) -> bool:
-    """Stop the server, breaking off what runs on it; False when none was running. Raises ServiceUnavailable."""
+    """Stop the server, breaking off what runs on it; False when none was running.
+
+    Raises BadSetting or ServiceUnavailable.
+    """
     data = _data_folder(state_dir)
-    if not data.exists():
+    if not os.path.lexists(data):
         return False
-    with _one_at_a_time(data):
+    with _usable(state_dir), _one_at_a_time(data):
         server = _server_process(data)
         if server is None:
             return False
@@ -94,6 +99,18 @@ def stop(state_dir: Path) -> bool:
             time.sleep(_RETRY_SECONDS)
         _place_file(data).unlink(missing_ok=True)
         return True
+
+
+@contextmanager
+def _usable(state_dir: Path) -> Iterator[None]:
+    """A folder that is none, or may not be written, or is full, is the setting's fault and not ours."""
+    try:
+        yield
+    except OSError as error:
+        raise BadSetting(
+            f"The state folder {state_dir} cannot be used ({error.strerror or error}): "
+            "set SYNTHGEN_HOME to a folder that can be written."
+        ) from error
 
 
 def _data_folder(state_dir: Path) -> Path:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import orjson
 import pytest
+from click.testing import CliRunner
 
 from cli.doctor import Finding, _engine
+from cli.main import main
 from synthgen.engines.child_server import ChildServer
 from synthgen.settings import Settings
 
@@ -24,6 +27,22 @@ def _nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError
 
     monkeypatch.setattr(ChildServer, "start", start)
+
+
+@pytest.mark.parametrize("home", ["file", "file/home"])
+def test_a_home_that_cannot_be_used_is_a_finding_among_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SYNTHGEN_HOME", str(tmp_path / home))
+    done = CliRunner().invoke(main, ["doctor", "--json"])
+    found = {finding["check"]: finding for finding in orjson.loads(done.stdout)}
+    assert (done.exit_code, found["database"]["status"], found["storage"]["status"]) == (1, "problem", "problem")
+    assert "set SYNTHGEN_HOME to a folder that can be written" in found["database"]["message"]
+    assert {"disk", "packages"} <= set(found)
+    for command in (["list"], ["db", "stop"], ["db", "status"]):
+        assert "Traceback" not in CliRunner().invoke(main, command).output
+    assert "set SYNTHGEN_HOME" in CliRunner().invoke(main, ["list"]).stderr
 
 
 def test_an_engine_without_a_server_of_its_own_is_tried() -> None:
