@@ -20,7 +20,7 @@ import aiohttp
 from synthgen.engines import fingerprint
 from synthgen.engines.base import EngineSpec
 from synthgen.engines.server import ServerEngine
-from synthgen.engines.vllm_arguments import argument, check, deciding
+from synthgen.engines.vllm_arguments import argument, check, deciding, needs_hub
 from synthgen.errors import BadInput, FatalError
 from synthgen.models import PulledModel, resolve_model
 from synthgen.request import Request
@@ -81,9 +81,9 @@ class VllmEngine(ServerEngine):
 
     def environ(self, spec: EngineSpec) -> dict[str, str]:
         """Sleep and wake-up are among the routes that vLLM serves only when asked to; it listens on loopback alone."""
-        offline = {} if self._pulled is None else {"HF_HUB_OFFLINE": "1"}
+        offline = {} if self._pulled is None or needs_hub(spec.arguments) else {"HF_HUB_OFFLINE": "1"}
         unlocked = {"VLLM_API_KEY": ""}  # the host's, for servers that it opens to others: ours would refuse us
-        return {**super().environ(spec), "VLLM_SERVER_DEV_MODE": "1", **unlocked, **offline}
+        return {**offline, **super().environ(spec), "VLLM_SERVER_DEV_MODE": "1", **unlocked}
 
     async def start(self) -> None:
         await super().start()

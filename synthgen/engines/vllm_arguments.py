@@ -28,6 +28,14 @@ _DECIDING: Final = frozenset(
 
 _NOT_YOURS: Final = frozenset({"--port", "--host", "--uds", "--headless", "--root-path", "--api-key", "--grpc"})
 
+_OTHERS: Final = frozenset(
+    {
+        *("--tokenizer", "--hf-config-path", "--trust-remote-code"),
+        *("--speculative-config", "--spec-model", "--lora-modules", "--default-mm-loras"),
+    }
+)
+"""What they name, or what it names in turn, may lie on the hub besides the model itself."""
+
 
 def options_of(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Each option in its long form with dashes, and the words that are given to it."""
@@ -58,6 +66,11 @@ def check(arguments: Sequence[str]) -> None:
             )
         if name == "--model":
             raise BadInput("vLLM's --model cannot stand after --: name the model with --model before it.")
+
+
+def needs_hub(arguments: Sequence[str]) -> bool:
+    """Whether something besides the model may have to be fetched."""
+    return any(name.partition(".")[0] in _OTHERS for name, _ in options_of(arguments))
 
 
 def deciding(arguments: Sequence[str]) -> list[str]:

@@ -79,13 +79,42 @@ def started_with(models: Path, *arguments: str, model: str = REPO) -> tuple[list
     return found.command(spec), found.environ(spec)
 
 
-def test_a_pulled_model_is_loaded_from_its_folder_offline_and_served_under_its_name(tmp_path: Path) -> None:
+def test_a_pulled_model_is_loaded_from_its_folder_offline_and_served_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     model = pulled(tmp_path, "c1")
     command, environ = started_with(tmp_path)
     assert argument("--model", command) == str(model.folder)
     assert argument("--served-model-name", command) == REPO
     assert environ["HF_HUB_OFFLINE"] == "1"
     assert engine(tmp_path).revision == "c1"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--tokenizer", "org/x"),
+        ("--speculative-config", '{"model": "org/draft"}'),
+        ("--speculative_config.model", "org/draft"),
+        ("-sc", '{"model": "org/draft"}'),
+        ("--lora-modules", "x=org/x"),
+        ("--hf-config-path", "org/x"),
+        ("--trust-remote-code",),
+    ],
+)
+def test_a_pulled_model_that_needs_more_than_was_pulled_is_not_kept_from_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    pulled(tmp_path, "c1")
+    assert "HF_HUB_OFFLINE" not in started_with(tmp_path, *arguments)[1]
+
+
+def test_whoever_says_whether_the_hub_may_be_asked_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    pulled(tmp_path, "c1")
+    assert started_with(tmp_path)[1]["HF_HUB_OFFLINE"] == "0"
 
 
 def test_a_name_of_the_users_own_stays(tmp_path: Path) -> None:

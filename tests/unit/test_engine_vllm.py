@@ -45,8 +45,8 @@ def test_its_arguments_come_last_and_untouched() -> None:
     [
         ("--port", "8000"),
         ("--port=8000",),
-        ("--host", "0.0.0.0"),  # noqa: S104 - refused
-        ("--uds", "/tmp/s"),  # noqa: S108 - refused
+        ("--host", "0.0.0.0"),
+        ("--uds", "/tmp/s"),
         ("--ssl_keyfile", "key"),
         ("--ssl-certfile=cert",),
         ("--headless",),
