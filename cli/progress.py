@@ -20,7 +20,7 @@ from rich.text import Text
 
 from cli import quantities as q
 from cli.console import console, say
-from synthgen.batch import Progress
+from synthgen.batch import Counts, Progress
 from synthgen.ports import ErrorGroup, Services
 
 _POLL: Final = 0.5
@@ -126,7 +126,7 @@ def plain_line(reading: Reading) -> str:
         f"{q.count(counts.failed)} failed, {q.count(counts.cached)} cached, {q.count(batch.rejected)} rejected",
         f"{q.count(progress.running)} running, {q.count(progress.pending)} pending",
         speed_text(speed),
-        f"{q.money(counts.cost)} spent, {q.money(counts.saved)} saved",
+        _money(counts),
         time_text(reading),
     ]
     return f"{batch.state}: " + "; ".join(parts)
@@ -159,7 +159,7 @@ def facts(progress: Progress) -> list[tuple[str, str]]:
         ("rows", f"{q.count(counts.succeeded)} succeeded, {q.count(counts.failed)} failed{rejected}"),
         ("cache", f"{q.count(counts.cached)} answers from it ({q.share(counts.cached, counts.finished)})"),
         ("tokens", _tokens(counts.prompt_tokens, counts.completion_tokens) + _saved_tokens(progress)),
-        ("money", f"{q.money(counts.cost)} spent, {q.money(counts.saved)} saved"),
+        ("money", _money(counts, hint=" (give --input-price and --output-price)")),
     ]
 
 
@@ -237,6 +237,19 @@ def _bar(done: int, total: int, width: int) -> Table:
 
 def _tokens(into: int, out: int) -> str:
     return f"{q.compact(into)} in, {q.compact(out)} out"
+
+
+def _money(counts: Counts, *, hint: str = "") -> str:
+    """What is only known in part is a lower bound; ``hint`` says how to know it next time."""
+    cost, saved = counts.known_cost, counts.known_saved
+    spent = f"spent unknown{hint}" if cost is None else f"{_at_least(counts.unpriced)}{q.money(cost)} spent"
+    return f"{spent}, " + (
+        "saved unknown" if saved is None else f"{_at_least(counts.unpriced_cached)}{q.money(saved)} saved"
+    )
+
+
+def _at_least(unknown: int) -> str:
+    return "at least " if unknown else ""
 
 
 def _saved_tokens(progress: Progress) -> str:

@@ -84,6 +84,8 @@ def _staying_counts(shard: Shards, codes: sa.ColumnElement[Any]) -> sa.FromClaus
             total(row.completion_tokens, row.cached).label("cached_completion_tokens"),
             total(row.cost, paid).label("cost"),
             total(row.cost, row.cached).label("saved"),
+            sa.func.count().filter(row.succeeded, paid, row.cost.is_(None)).label("unpriced"),
+            sa.func.count().filter(row.cached, row.cost.is_(None)).label("unpriced_cached"),
         )
         .where(row.batch_id == shard.c.batch_id, lines_of(shard.c.first_line, shard.c.lines), ~again)
         .lateral("stays")

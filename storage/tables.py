@@ -45,6 +45,8 @@ def _counts() -> list[sa.Column[int] | sa.Column[float]]:
         sa.Column("cached_completion_tokens", sa.BigInteger, nullable=False, server_default=zero),
         sa.Column("cost", sa.Double, nullable=False, server_default=zero),
         sa.Column("saved", sa.Double, nullable=False, server_default=zero),
+        sa.Column("unpriced", sa.Integer, nullable=False, server_default=zero),
+        sa.Column("unpriced_cached", sa.Integer, nullable=False, server_default=zero),
     ]
 
 

@@ -42,6 +42,8 @@ class Tally:
         "failed",
         "prompt",
         "saved",
+        "unpriced",
+        "unpriced_cached",
         "won",
     )
 
@@ -49,6 +51,7 @@ class Tally:
         self.won = self.failed = self.cached = 0
         self.prompt = self.completion = self.cached_prompt = self.cached_completion = 0
         self.cost = self.saved = 0.0
+        self.unpriced = self.unpriced_cached = 0
 
     def add(self, response: Response) -> None:
         cost = response.cost or 0.0
@@ -58,12 +61,14 @@ class Tally:
             self.cached_prompt += response.prompt_tokens
             self.cached_completion += response.completion_tokens
             self.saved += cost
+            self.unpriced_cached += response.cost is None
             return
         self.won += response.error_code is None
         self.failed += response.error_code is not None
         self.prompt += response.prompt_tokens
         self.completion += response.completion_tokens
         self.cost += cost
+        self.unpriced += response.cost is None and response.error_code is None
 
     def counts(self) -> Counts:
         return Counts(
@@ -76,6 +81,8 @@ class Tally:
             cached_completion_tokens=self.cached_completion,
             cost=self.cost,
             saved=self.saved,
+            unpriced=self.unpriced,
+            unpriced_cached=self.unpriced_cached,
         )
 
 

@@ -167,6 +167,10 @@ class Counts:
     cached_completion_tokens: int = 0
     cost: float = 0.0
     saved: float = 0.0
+    unpriced: int = 0
+    """Answers paid for whose cost nobody knows; ``cost`` is the sum of the others."""
+    unpriced_cached: int = 0
+    """Cached answers of which nobody knows what they saved."""
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, name) + getattr(other, name) for name in COUNT_FIELDS))
@@ -174,6 +178,16 @@ class Counts:
     @property
     def finished(self) -> int:
         return self.succeeded + self.failed
+
+    @property
+    def known_cost(self) -> float | None:
+        """None when answers were paid for and the cost of none is known."""
+        return None if 0 < self.unpriced >= self.succeeded - self.cached else self.cost
+
+    @property
+    def known_saved(self) -> float | None:
+        """None when answers came from the cache and the cost of none is known."""
+        return None if 0 < self.unpriced_cached >= self.cached else self.saved
 
 
 COUNT_FIELDS = tuple(f.name for f in dataclasses.fields(Counts))
@@ -224,7 +238,7 @@ class Progress:
         return self.batch.total - self.counts.finished - self.running
 
     def as_dict(self) -> dict[str, Any]:
-        """The stable field names of ``status --json``; times are ISO 8601, money US dollars."""
+        """The stable field names of ``status --json``; times are ISO 8601, money US dollars, null where unknown."""
         batch, counts = self.batch, self.counts
         return {
             "id": batch.id,
@@ -248,8 +262,10 @@ class Progress:
             "completion_tokens": counts.completion_tokens,
             "cached_prompt_tokens": counts.cached_prompt_tokens,
             "cached_completion_tokens": counts.cached_completion_tokens,
-            "cost": round(counts.cost, 6),
-            "saved": round(counts.saved, 6),
+            "cost": _rounded(counts.known_cost),
+            "saved": _rounded(counts.known_saved),
+            "unpriced": counts.unpriced,
+            "unpriced_cached": counts.unpriced_cached,
             "shards": {str(state): self.shards.get(state, 0) for state in ShardState},
         }
 
@@ -261,3 +277,7 @@ def new_batch_id() -> str:
 
 def _iso(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat(timespec="milliseconds")
+
+
+def _rounded(dollars: float | None) -> float | None:
+    return None if dollars is None else round(dollars, 6)

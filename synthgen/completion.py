@@ -121,6 +121,8 @@ def _write_manifest(services: Services, batch: Batch, final: BatchState, totals:
         "requests": batch.total,
         "rejected": batch.rejected,
         **asdict(totals.counts),
+        "cost": totals.counts.known_cost,
+        "saved": totals.counts.known_saved,
         "never_ran": totals.never_ran,
     }
     with services.objects.writer(manifest_key(batch.id)) as writer:

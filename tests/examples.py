@@ -85,11 +85,12 @@ def counts_of(rows: Sequence[RequestRow]) -> Counts:
 
 
 def _counts_of_row(row: RequestRow) -> Counts:
-    cost = row.cost or 0.0
+    cost, unknown = row.cost or 0.0, int(row.succeeded and row.cost is None)
+    tokens = (row.prompt_tokens, row.completion_tokens)
     if row.cached:
-        return Counts(1, 0, 1, 0, 0, row.prompt_tokens, row.completion_tokens, 0.0, cost)
+        return Counts(1, 0, 1, 0, 0, *tokens, saved=cost, unpriced_cached=unknown)
     won = int(row.succeeded)
-    return Counts(won, 1 - won, 0, row.prompt_tokens, row.completion_tokens, 0, 0, cost, 0.0)
+    return Counts(won, 1 - won, 0, *tokens, cost=cost, unpriced=unknown)
 
 
 def result_of(attempt: Attempt, rows: Sequence[RequestRow]) -> SealedResult:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from synthgen.request import Request
 from synthgen.response import Reply
 from synthgen.workers import ANY_MODEL
+
+GPU_VARIABLES: Final = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+"""Where a process finds which GPUs it may use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +57,9 @@ class EngineSpec:
         return self.kind in ("vllm", "server")
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
-        """US dollars for one reply at this spec's prices, None where it has none."""
+        """US dollars for one reply at this spec's prices; without prices None, or nothing where nobody sends a bill."""
         if self.input_price is None and self.output_price is None:
-            return None
+            return 0.0 if self.loads_model or self.kind == "mock" else None
         return (prompt_tokens * (self.input_price or 0.0) + completion_tokens * (self.output_price or 0.0)) / 1e6
 
 

@@ -183,3 +183,16 @@ def test_a_retry_that_leaves_what_expired_has_a_window_of_the_same_length(
     assert batch_store.reset_failed(batch.id, ["a"]) == 1
     later(3601)
     assert batch_store.is_overdue(batch.id)
+
+
+def test_what_stays_in_a_retried_shard_keeps_count_of_unknown_costs(batch_store: BatchStore) -> None:
+    batch = stored_batch(batch_store, shards=2)
+    sealed(batch_store, batch.id, failed={1: "a"}, cost=None)
+    sealed(batch_store, batch.id, cost=None, cached=True)
+    for state in (BatchState.FINALIZING, BatchState.COMPLETED):
+        batch_store.move(batch.id, state)
+    before = batch_store.progress(batch.id).counts
+    assert (before.unpriced, before.unpriced_cached) == (2, 3)
+    batch_store.reset_failed(batch.id, None)
+    after = whole(batch_store.progress(batch.id)).counts
+    assert (after.succeeded, after.unpriced, after.unpriced_cached) == (5, 2, 3)

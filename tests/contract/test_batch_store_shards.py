@@ -192,7 +192,7 @@ def test_a_heartbeat_keeps_the_lease_and_counts_what_is_finished(batch_store: Ba
     batch = stored_batch(batch_store)
     attempt = claimed(batch_store, batch.id)
     later(50)
-    counts = Counts(1, 1, 1, 10, 20, 30, 40, 0.5, 0.25)
+    counts = Counts(1, 1, 1, 10, 20, 30, 40, 0.5, 0.25, 0, 1)
     batch_store.heartbeat([Beat(attempt.token, counts)], lease=60)
     later(50)
     assert batch_store.rescue() == []

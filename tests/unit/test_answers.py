@@ -9,6 +9,7 @@ import pytest
 
 from synthgen.batch import CacheMode
 from synthgen.control import cancel, resume, retry
+from synthgen.request import Request
 from synthgen.response import Reply
 from synthgen.run_shard import run_shard
 from synthgen.states import BatchState
@@ -34,6 +35,24 @@ def test_what_the_cache_knows_is_not_asked_and_is_counted_apart(workshop: Worksh
     assert (progress["cost"], progress["saved"]) == (0.5, 1.5)
     ours = [line["synthgen"] for line in workshop.results(batch)]
     assert [(told["cached"], told["attempts"]) for told in ours] == [(True, 0), (True, 0), (True, 0), (False, 1)]
+
+
+def test_answers_without_a_price_are_counted_apart(workshop_with: Make) -> None:
+    def reply(request: Request, number: int) -> Reply | Exception:
+        return Reply(b"{}", 2, 3, 0.5 if request.custom_id == "line-1" else None)
+
+    workshop = workshop_with(reply)
+    first, again = workshop.submitted(questions(3)), workshop.submitted(questions(3), shard_requests=2)
+    workshop.run(first)
+    workshop.run(again)
+    assert [workshop.progress(first)[name] for name in ("cost", "unpriced", "unpriced_cached")] == [0.5, 2, 0]
+    assert [workshop.progress(again)[name] for name in ("saved", "unpriced", "unpriced_cached")] == [0.5, 0, 2]
+
+
+def test_failed_rows_cost_nothing_that_is_unknown(workshop_with: Make) -> None:
+    workshop = workshop_with(failing({"line-1": REFUSED}))
+    batch = workshop.run(workshop.submitted(questions(1)))
+    assert workshop.progress(batch)["unpriced"] == 0
 
 
 def test_a_batch_that_is_all_cached_asks_nobody(workshop: Workshop) -> None:

@@ -60,6 +60,19 @@ def test_a_batch_whose_lines_do_not_add_up_cannot_be_made() -> None:
         replace(BATCH, total=9)
 
 
+def test_a_cost_that_nobody_knows_is_null_and_one_that_is_known_in_part_is_its_sum() -> None:
+    def money(**counts: Any) -> tuple[object, object]:
+        shown = Progress(BATCH, Counts(**counts), 0, {}).as_dict()
+        return shown["cost"], shown["saved"]
+
+    assert money(failed=3) == (0.0, 0.0)
+    assert money(succeeded=3) == (0.0, 0.0)
+    assert money(succeeded=3, unpriced=3) == (None, 0.0)
+    assert money(succeeded=3, cost=0.5, unpriced=2) == (0.5, 0.0)
+    assert money(succeeded=5, cached=2, unpriced=3, unpriced_cached=2) == (None, None)
+    assert money(succeeded=5, cached=2, saved=0.25, unpriced_cached=1) == (0.0, 0.25)
+
+
 def test_progress_shows_the_stable_names_as_plain_json_values() -> None:
     spent = Counts(4, 1, 2, 10, 20, 3, 4, cost=0.12345678, saved=0.5)
     shown = Progress(BATCH, spent, 3, {ShardState.RUNNING: 1, ShardState.DONE: 1}).as_dict()
@@ -87,6 +100,8 @@ def test_progress_shows_the_stable_names_as_plain_json_values() -> None:
         "cached_completion_tokens": 4,
         "cost": 0.123457,
         "saved": 0.5,
+        "unpriced": 0,
+        "unpriced_cached": 0,
         "shards": {"pending": 0, "queued": 0, "running": 1, "done": 1, "cancelled": 0},
     }
 

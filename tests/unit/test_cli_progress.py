@@ -8,7 +8,18 @@ from datetime import UTC, datetime
 import pytest
 from rich.console import Console
 
-from cli.progress import Reading, Speed, Speedometer, drawing, elapsed_of, error_lines, follow, furthest, plain_line
+from cli.progress import (
+    Reading,
+    Speed,
+    Speedometer,
+    drawing,
+    elapsed_of,
+    error_lines,
+    facts,
+    follow,
+    furthest,
+    plain_line,
+)
 from cli.summary import advice
 from synthgen.batch import Batch, BatchOptions, Counts, Progress
 from synthgen.ports import ErrorGroup
@@ -105,6 +116,19 @@ def test_a_pipe_gets_one_plain_line() -> None:
         "in_progress: 42 of 100 (42.0%); 2 failed, 10 cached, 0 rejected; 8 running, 50 pending; 4.0 re"
     )
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        (Counts(2, cost=0.5), "$0.5000 spent, $0.00 saved"),
+        (Counts(2, unpriced=2), "spent unknown (give --input-price and --output-price), $0.00 saved"),
+        (Counts(2, cost=0.5, unpriced=1), "at least $0.5000 spent, $0.00 saved"),
+        (Counts(2, cached=2, unpriced_cached=2), "$0.00 spent, saved unknown"),
+    ],
+)
+def test_money_that_nobody_counted_is_not_told_as_nothing(counts: Counts, said: str) -> None:
+    assert dict(facts(reading(counts)))["money"] == said
 
 
 def test_speed_is_that_of_the_last_seconds() -> None:

@@ -184,6 +184,8 @@ def test_the_manifest_has_the_counts_and_every_shard_with_its_digest(workshop_wi
         "cached_completion_tokens": 0,
         "cost": 2.0,
         "saved": 0.0,
+        "unpriced": 0,
+        "unpriced_cached": 0,
         "never_ran": 0,
     }
     assert isinstance(shards, list)

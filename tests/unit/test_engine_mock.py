@@ -98,7 +98,12 @@ def test_the_spec_sets_prices_provider_and_places() -> None:
     reply = ask(engine, request())
     assert reply.cost == pytest.approx((2 * reply.prompt_tokens + 4 * reply.completion_tokens) / 1e6)
     assert (engine.provider, engine.in_flight) == ("lab", 7)
-    assert (made().provider, made().in_flight, ask(made(), request()).cost) == ("mock", 256, None)
+    assert (made().provider, made().in_flight, ask(made(), request()).cost) == ("mock", 256, 0.0)
+
+
+@pytest.mark.parametrize(("kind", "cost"), [("mock", 0.0), ("vllm", 0.0), ("server", 0.0), ("openai", None)])
+def test_without_prices_only_an_engine_that_sends_a_bill_has_an_unknown_cost(kind: str, cost: float | None) -> None:
+    assert EngineSpec(kind=kind, model="m").cost(10, 10) == cost
 
 
 def test_the_named_ids_always_fail_and_no_others() -> None:
