@@ -9,7 +9,7 @@ import click
 from cli.engine_options import engine_options
 from cli.quantities import Duration
 from synthgen.errors import BadInput
-from synthgen.settings import Settings
+from synthgen.settings import Settings, child_environment
 
 loglevel_option = click.option(
     "--loglevel",
@@ -65,7 +65,10 @@ def command(
     if replicas is not None:
         from tasks.replicas import gpu_groups, run_replicas
 
-        sys.exit(run_replicas(settings, gpu_groups(replicas, gpus_per_replica or 1, settings.gpus), loglevel=loglevel))
+        # Engines without a server of their own use no GPU, however few of them this process was given.
+        environ = child_environment({}) if spec.loads_model else {}
+        groups = gpu_groups(replicas, gpus_per_replica or 1, settings.gpus, environ)
+        sys.exit(run_replicas(settings, groups, loglevel=loglevel))
     from tasks.worker import run_worker
 
     run_worker(settings, loglevel=loglevel, until_stdin_closes=until_stdin_closes)

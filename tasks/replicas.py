@@ -12,9 +12,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from synthgen.engines.base import GPU_VARIABLES
 from synthgen.errors import BadInput
 from synthgen.retry import RetryPolicy, backoff
 from synthgen.settings import Settings, child_environment
@@ -28,14 +29,28 @@ _SETTLED = 300.0
 _LOOK = 0.2
 
 
-def gpu_groups(replicas: int, per_replica: int, gpus: str | None) -> list[str]:
-    """Which GPUs each replica sees: consecutive ones of ``gpus`` (default: 0, 1, …). Raises BadInput."""
-    names = gpus.split(",") if gpus else [str(number) for number in range(replicas * per_replica)]
-    if len(names) < replicas * per_replica:
+def gpu_groups(replicas: int, per_replica: int, gpus: str | None, environ: Mapping[str, str]) -> list[str]:
+    """Which GPUs each replica sees: consecutive ones of ``gpus``, else of those that this process was given, else
+    0, 1, …. Raises BadInput."""
+    needed = replicas * per_replica
+    by, names = ("--gpus", gpus.split(",")) if gpus else _given(environ)
+    names = names or [str(number) for number in range(needed)]
+    if len(names) < needed:
+        raise BadInput(f"{replicas} replicas of {per_replica} GPUs need {needed}, but {by} names {len(names)}.")
+    if gpus and len(names) > needed:
         raise BadInput(
-            f"{replicas} replicas of {per_replica} GPUs need {replicas * per_replica}, but --gpus names {len(names)}."
+            f"--gpus names {len(names)} GPUs, but {replicas} replicas of {per_replica} take {needed}: no replica gets "
+            f"{','.join(names[needed:])}; leave them out, or give --replicas or --gpus-per-replica another number."
         )
-    return [",".join(names[start : start + per_replica]) for start in range(0, replicas * per_replica, per_replica)]
+    return [",".join(names[start : start + per_replica]) for start in range(0, needed, per_replica)]
+
+
+def _given(environ: Mapping[str, str]) -> tuple[str, list[str]]:
+    """What Slurm and its like have set aside for this process: the variable, and the GPUs that it names."""
+    for variable in GPU_VARIABLES:
+        if environ.get(variable):
+            return variable, environ[variable].split(",")
+    return "", []
 
 
 @dataclass(slots=True)

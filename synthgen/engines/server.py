@@ -14,7 +14,7 @@ import aiohttp
 import orjson
 
 from synthgen.engines import fingerprint
-from synthgen.engines.base import EngineSpec
+from synthgen.engines.base import GPU_VARIABLES, EngineSpec
 from synthgen.engines.child_server import ChildServer, Patience, ServerState
 from synthgen.engines.openai import OpenAIEngine
 from synthgen.errors import BadInput, EngineGone, EngineLost, FatalError, RetryableError, Unreachable
@@ -25,7 +25,6 @@ from synthgen.settings import child_environment
 _ASKED: Final = aiohttp.ClientTimeout(total=30.0)
 _TOLD: Final = aiohttp.ClientTimeout(total=600.0)
 """Weights may have to be moved."""
-_GPUS: Final = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 
 
 class ServerEngine:
@@ -71,7 +70,7 @@ class ServerEngine:
 
     def environ(self, spec: EngineSpec) -> dict[str, str]:
         """What the child sees: our environment, and only the GPUs it is to use."""
-        return child_environment(dict.fromkeys(_GPUS, spec.gpus) if spec.gpus is not None else {})
+        return child_environment(dict.fromkeys(GPU_VARIABLES, spec.gpus) if spec.gpus is not None else {})
 
     @property
     def ready(self) -> bool:
