@@ -20,7 +20,7 @@ from storage.response_cache import PostgresResponseCache
 from storage.worker_registry import PostgresWorkerRegistry
 from synthgen.batch import EngineIdentity
 from synthgen.engines.base import EngineSpec
-from synthgen.engines.descriptors import allow_connections
+from synthgen.engines.descriptors import allow_connections, allow_ports
 from synthgen.engines.lane import Lane
 from synthgen.engines.registry import ENGINES, make_engine
 from synthgen.errors import BadInput, BadSetting
@@ -127,10 +127,15 @@ def open_worker(
 
 
 def _make_room(lane: Lane) -> None:
-    """Never more in flight than this process may have connections."""
-    room = allow_connections(lane.in_flight)
+    """Never more in flight than this process may have connections; most go to one address."""
+    ports = allow_ports()
+    _at_most(lane, ports, "this system has too few ports for outgoing connections (net.ipv4.ip_local_port_range)")
+    _at_most(lane, allow_connections(lane.in_flight), "the limit of open files (ulimit -n) is too low")
+
+
+def _at_most(lane: Lane, room: int, because: str) -> None:
     if room < lane.in_flight:
-        logger.warning("in flight: %d, not %d: the limit of open files (ulimit -n) is too low", room, lane.in_flight)
+        logger.warning("in flight: %d, not %d: %s", room, lane.in_flight, because)
         lane.in_flight = room
 
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import resource
+from pathlib import Path
 
 import pytest
 
-from synthgen.engines.descriptors import allow_connections
+from synthgen.engines import descriptors
+from synthgen.engines.base import EngineSpec
+from synthgen.engines.descriptors import allow_connections, allow_ports
+from synthgen.engines.lane import Lane
+from synthgen.engines.mock import MockEngine
+from synthgen.retry import RetryPolicy
+from tasks import wiring
 
 ENDLESS = resource.RLIM_INFINITY
 
@@ -52,6 +59,28 @@ def test_what_the_system_does_not_allow_is_done_without(limits: Limits) -> None:
 def test_a_system_that_refuses_stays_as_it_is(limits: Limits) -> None:
     limits.refuses = True
     assert allow_connections(4_096) == 768
+
+
+@pytest.mark.parametrize(("said", "allowed"), [("32768\t60999\n", 21_174), ("nonsense", 12_000), (None, 12_000)])
+def test_connections_to_one_address_take_three_quarters_of_the_ports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None, allowed: int
+) -> None:
+    told = tmp_path / "ip_local_port_range"
+    if said is not None:
+        told.write_text(said)
+    monkeypatch.setattr(descriptors, "_PORTS", told)
+    assert allow_ports() == allowed
+
+
+def test_a_lane_that_wants_more_than_there_are_ports_is_held_back_and_told(
+    limits: Limits, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(wiring, "allow_ports", lambda: 21_174)
+    lane = Lane(MockEngine(EngineSpec("mock")), in_flight=32_768, policy=RetryPolicy())
+    wiring._make_room(lane)
+    lane.close()
+    assert lane.in_flight == 21_174
+    assert "in flight: 21174, not 32768: this system has too few ports" in caplog.text
 
 
 def test_no_limit_is_no_limit(limits: Limits) -> None:
