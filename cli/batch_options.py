@@ -33,9 +33,16 @@ class Wanted:
     options: BatchOptions
 
 
+def _name(_: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Most likely a shell variable that is not set."""
+    if value is not None and not value.strip():
+        raise click.BadParameter("it is empty; name one, or leave the option out.", param=param)
+    return value
+
+
 _OPTIONS = (
     click.option("--name", help="Name of the batch (default: the first input's)."),
-    click.option("--model", help="Model for lines that name none."),
+    click.option("--model", callback=_name, help="Model for lines that name none."),
     click.option(
         "--set",
         "defaults",

@@ -11,9 +11,10 @@ from cli import quantities as q
 from cli.collecting import counted, write_errors, write_pieces
 from cli.connection import batch_argument, services_of, settings_in_force
 from cli.console import say
-from cli.exit_codes import NotFinished, exit_code_of_batch
+from cli.exit_codes import exit_code_of_batch
 from cli.output_files import STDOUT, check_contents, check_places
 from cli.steps import Steps
+from cli.summary import paused
 from cli.waiting import Attendance
 from synthgen.batch import Batch
 from synthgen.ports import Notify, Services, say_nothing
@@ -62,8 +63,7 @@ def _lines(
     def wait(seconds: float) -> None:
         progress = services.store.progress(batch.id)
         if progress.batch.state is BatchState.PAUSED:
-            reason = progress.batch.reason
-            raise NotFinished(f"Batch {batch.id} is paused: {reason} To go on: synthgen resume {batch.id}")
+            raise paused(progress.batch, f"run 'synthgen resume {batch.id}'")
         if attendance is not None:
             attendance.check(progress)
         time.sleep(seconds)

@@ -15,13 +15,13 @@ from cli.collecting import collect
 from cli.connection import services_of
 from cli.console import say
 from cli.engine_options import engine_options
-from cli.exit_codes import Interrupted, NotFinished, exit_code_of_batch
+from cli.exit_codes import Interrupted, exit_code_of_batch
 from cli.interrupts import Interrupts
 from cli.output_files import STDOUT, CannotWrite, check_contents, check_places
 from cli.progress import follow, furthest
 from cli.steps import Steps
 from cli.submitting import check_inputs, submit_inputs, tell_of_other_engines
-from cli.summary import MOCKED, summarise
+from cli.summary import MOCKED, paused, summarise
 from synthgen import control
 from synthgen.batch import Batch, EngineIdentity, Progress
 from synthgen.errors import BadInput
@@ -160,7 +160,7 @@ def _check_ended(progress: Progress, go_on: str) -> None:
     if batch.state in ENDED:
         return
     if batch.state is BatchState.PAUSED:
-        raise NotFinished(f"Batch {batch.id} is paused: {batch.reason} To go on, {go_on}.")
+        raise paused(batch, go_on)
     raise Interrupted(
         f"Stopped; {q.count(counts.finished)} of {q.count(batch.total)} rows are answered and kept. To go on, {go_on}."
     )

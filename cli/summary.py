@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from cli import quantities as q
 from cli.console import say
+from cli.exit_codes import NotFinished
 from cli.progress import error_lines, facts
-from synthgen.batch import Progress
+from synthgen.batch import Batch, Progress
 from synthgen.ports import Services
 
 MOCKED = "The text is mocked: the mock engine made it up, no model was asked."
@@ -38,3 +39,10 @@ def advice(progress: Progress) -> list[str]:
         then = "runs it again" if batch.options.pool else "then run this again"
         lines.append(f"  synthgen retry {batch.id}    {then}")
     return lines
+
+
+def paused(batch: Batch, go_on: str) -> NotFinished:
+    """What a command raises that sees the batch paused; ``go_on`` says how it goes on, where it can."""
+    return NotFinished(
+        f"Batch {batch.id} is paused: {batch.reason}" + (f" To go on, {go_on}." if batch.can_go_on else "")
+    )

@@ -10,7 +10,7 @@ from typing import Final
 from cli.console import say
 from cli.exit_codes import Interrupted, NotFinished, exit_code_of_batch
 from cli.progress import elapsed_of, follow
-from cli.summary import summarise
+from cli.summary import paused, summarise
 from synthgen.batch import Batch, Progress
 from synthgen.owner import dead_owners
 from synthgen.ports import Services
@@ -66,7 +66,7 @@ def wait_for(services: Services, batch: Batch, *, embedded: bool = False) -> int
         raise Interrupted(f"Only the watching has ended; 'synthgen watch {batch.id}' looks again.") from None
     batch = progress.batch
     if batch.state is BatchState.PAUSED:
-        raise NotFinished(f"Batch {batch.id} is paused: {batch.reason} To go on: synthgen resume {batch.id}")
+        raise paused(batch, f"run 'synthgen resume {batch.id}'")
     places = [("answers", f"'synthgen results {batch.id} -o FILE' writes them")]
     summarise(services, progress, seconds=elapsed_of(progress), finished_now=progress.counts.finished, places=places)
     return exit_code_of_batch(progress)

@@ -132,7 +132,7 @@ class Answers:
             where = self._services.objects.url(self._batch.input_key)
             raise InputChanged(
                 f"Shard {shard.number} of the stored input has {len(self.requests)} requests, not {shard.requests}: "
-                f"{where} was changed. Cancel this batch and submit it again."
+                f"{where} was changed. {InputChanged.what_to_do}"
             )
         if identity is not None:
             self._name_all(identity)

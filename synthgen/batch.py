@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from synthgen.errors import BadInput
+from synthgen.errors import BadInput, InputChanged
 from synthgen.request import INPUT_FIELD, LineRules, template
 from synthgen.states import BatchState, ShardState
 
@@ -146,6 +146,11 @@ class Batch:
     @property
     def checkpoint_namespace(self) -> str:
         return f"batch:{self.id}"
+
+    @property
+    def can_go_on(self) -> bool:
+        """Not when it is paused because its stored input is no longer what was submitted."""
+        return not (self.reason or "").endswith(InputChanged.what_to_do)
 
     @property
     def out_of_time(self) -> bool:

@@ -26,6 +26,7 @@ Exit codes and HTTP statuses are chosen at the edges, one table each.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 
 class SynthgenError(Exception):
@@ -60,7 +61,12 @@ class NotFound(SynthgenError):
 
 
 class InputChanged(SynthgenError):
-    """The stored input of a batch does not hold the requests that were counted when it was submitted."""
+    """The stored input of a batch does not hold the requests that were counted when it was submitted.
+
+    Nobody can go on with such a batch: ``what_to_do`` ends the sentence, and the reason of the pause.
+    """
+
+    what_to_do: Final = "Cancel this batch and submit it again."
 
 
 class StateConflict(SynthgenError):

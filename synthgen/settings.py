@@ -138,6 +138,13 @@ class Settings(BaseModel):
         None, ge=0, description="Size of the response cache; what is newer than an unfinished batch's start stays."
     )
 
+    @field_validator("model")
+    @classmethod
+    def _named(cls, model: str | None) -> str | None:
+        if model is not None and not model.strip():
+            raise PydanticCustomError("no_name", "name a model, or leave it out")
+        return model
+
     @field_validator("heartbeat")
     @classmethod
     def _in_time_for_the_lease(cls, heartbeat: float, others: ValidationInfo) -> float:

@@ -270,6 +270,15 @@ def test_watching_a_paused_batch_gives_its_reason_and_what_to_do(synthgen: Synth
     assert f"synthgen resume {batch.id}" in said
 
 
+def test_a_batch_whose_stored_input_was_changed_is_not_said_to_go_on(synthgen: Synthgen, workshop: Workshop) -> None:
+    batch = workshop.submitted(questions(2))
+    workshop.objects.put(batch.input_key, b"{}\n")
+    run_shard(workshop.services, workshop.worker, batch.id)
+    said = synthgen("watch", batch.id, exits=1).stderr
+    assert "was changed. Cancel this batch and submit it again." in said
+    assert "To go on" not in said
+
+
 def test_the_cache_is_counted_and_purged(synthgen: Synthgen, batch: Batch) -> None:
     [entry] = json_of(synthgen("cache", "stats", "--json"))
     assert (entry["namespace"], entry["model"], entry["responses"]) == ("default", "m", 2)

@@ -87,6 +87,16 @@ def test_options_reach_the_batch() -> None:
     )
 
 
+@pytest.mark.parametrize("given", ["", " "])
+def test_a_model_without_a_name_is_refused(given: str) -> None:
+    done = CliRunner().invoke(main, ["submit", "--model", given, "x.jsonl"])
+    assert done.exit_code == 2
+    assert "--model" in done.output
+    assert "it is empty; name one, or leave the option out" in done.output
+    with pytest.raises(BadInput, match=r"command line: setting 'model' is .*: name a model, or leave it out"):
+        settings("--model", given)
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

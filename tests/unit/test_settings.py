@@ -182,6 +182,12 @@ def test_a_value_that_cannot_be_used_is_told_with_its_variable(
     assert "\n" not in str(told.value)
 
 
+def test_a_model_without_a_name_in_the_file_is_told(folder: Path) -> None:
+    (folder / "synthgen.toml").write_text('model = ""')
+    with pytest.raises(BadSetting, match=r"synthgen.toml: setting 'model' is '': name a model, or leave it out"):
+        load_settings({}, folder=folder)
+
+
 def test_a_value_in_the_file_that_cannot_be_used_is_told_with_the_file(folder: Path) -> None:
     path = write(folder, 'window = "many"')
     with pytest.raises(BadSetting, match="setting 'window' is 'many'") as told:
