@@ -15,17 +15,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Final
 
 import aiohttp
 
 from synthgen.engines.guarded_process import GuardedProcess
+from synthgen.engines.progress import Progress, Traffic, token_count
 from synthgen.errors import BadInput, FatalError
 
 HOST: Final = "127.0.0.1"
 _PORT: Final = "{port}"
 _PORTS: Final = range(20_000, 32_000)
 """Below those that systems take for outgoing connections: one of these could be gone before it is used."""
+_METRICS: Final = "/metrics"
 _STARTING_POLL: Final = 0.25
 _SERVING_POLL: Final = 5.0
 _POLL_PATIENCE: Final = 10.0
@@ -61,6 +64,11 @@ class Patience:
     """Until it is healthy: big weights come over slow networks."""
     silence: float = 60.0
     """Once healthy, so long without a good answer to a poll: it hangs, and is ended and started again."""
+    stall: float = 300.0
+    """Requests in flight, and so long neither a reply nor a token: it hangs however well it calls itself, and is ended
+    and started again."""
+    stall_unmeasured: float = 1800.0
+    """The same where it does not tell its tokens at /metrics."""
     stop: float = 15.0
     """Between SIGTERM and SIGKILL."""
     deaths: int = 5
@@ -96,6 +104,8 @@ class ChildServer:
         self.incarnation = 0
         """How many times it was started. Ask for it before a request, give it to ``lost`` when the request fails."""
         self.state = ServerState.STOPPED
+        self.traffic = Traffic()
+        """Whoever asks it something notes it here, so that a server that hangs is told from one that is idle."""
         self._command = list(command)
         self._environ = environ
         self._wanted_port = port
@@ -259,20 +269,29 @@ class ChildServer:
             self._served = True
             self._become(ServerState.HEALTHY)
             log.info("The %s server is ready at %s.", self.name, self.base_url)
-            heard = loop.time()
-            while loop.time() - heard <= self._patience.silence:
-                await self._pause_between_polls()
-                if self._condemned:
-                    return self._condemned
-                self._ill = not await self._is_ready(session)
-                if not self._ill:
-                    heard = loop.time()
-            return f"gave no good answer on {self._ready_path} for {self._patience.silence:g} s"
+            return await self._end_of_service(session)
+
+    async def _end_of_service(self, session: aiohttp.ClientSession) -> str:
+        """Poll it until something is wrong with it; returns what."""
+        loop, patience = asyncio.get_running_loop(), self._patience
+        progress = Progress(self.traffic, measured=patience.stall, unmeasured=patience.stall_unmeasured)
+        heard = loop.time()
+        while loop.time() - heard <= patience.silence:
+            await self._pause_between_polls()
+            if self._condemned:
+                return self._condemned
+            self._ill = not await self._is_ready(session)
+            if not self._ill:
+                heard = loop.time()
+            if stalled := await progress.stalled(loop.time(), partial(self._count_tokens, session)):
+                return stalled
+        return f"gave no good answer on {self._ready_path} for {patience.silence:g} s"
 
     async def _pause_between_polls(self) -> None:
-        await asyncio.sleep(min(_STARTING_POLL, self._patience.silence / 4))
+        pause = min(self._patience.silence, self._patience.stall, self._patience.stall_unmeasured) / 4
+        await asyncio.sleep(min(_STARTING_POLL, pause))
         with suppress(TimeoutError):
-            async with asyncio.timeout(min(_SERVING_POLL, self._patience.silence / 4)):
+            async with asyncio.timeout(min(_SERVING_POLL, pause)):
                 await self._doubted.wait()
         self._doubted.clear()
 
@@ -282,6 +301,14 @@ class ChildServer:
                 return reply.status == 200
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
+
+    async def _count_tokens(self, session: aiohttp.ClientSession) -> float | None:
+        """As its metrics say; None where it shows none."""
+        try:
+            async with session.get(self.base_url + _METRICS) as reply:
+                return token_count(await reply.text(errors="replace")) if reply.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return None
 
     def _choose_port(self) -> bool:
         """Keep the port that we had, so that the address lasts, unless another has it now."""

@@ -102,7 +102,8 @@ class ServerEngine:
         client = await self._connected()
         incarnation = self._child.incarnation
         try:
-            return await client.generate(request)
+            with self._child.traffic.one():
+                return await client.generate(request)
         except RetryableError as error:
             unclear = isinstance(error, Unreachable) or error.code == "bad_reply" or (error.status_code or 0) >= 500
             patience = 5.0 if unclear and error.code != TIMED_OUT else 0.0
