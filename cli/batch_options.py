@@ -13,7 +13,7 @@ import orjson
 from click.core import ParameterSource
 
 from cli.name_value import NAME_VALUE
-from cli.quantities import Duration, Size
+from cli.quantities import COUNT, Duration, Size
 from synthgen.batch import BatchOptions, CacheMode, OnInvalid
 
 R = TypeVar("R")
@@ -85,7 +85,7 @@ _OPTIONS = (
     ),
     click.option(
         "--shard-requests",
-        type=click.IntRange(1),
+        type=COUNT,
         metavar="N",
         default=_PLAIN.shard_requests,
         show_default=True,

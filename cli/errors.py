@@ -42,7 +42,9 @@ class _Row:
 @click.command()
 @batch_argument
 @click.option("--code", help="Only this cause.")
-@click.option("--limit", type=click.IntRange(0), default=20, show_default=True, help="Rows to list at most.")
+@click.option(
+    "--limit", type=click.IntRange(0, q.COUNT.max), default=20, show_default=True, help="Rows to list at most."
+)
 @json_option
 def command(reference: str, *, code: str | None, limit: int, as_json: bool) -> None:
     """Show what failed, grouped by cause, then row by row.

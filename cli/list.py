@@ -21,7 +21,7 @@ _ID_SHOWN = 14
 @click.option(
     "--status", type=click.Choice([state.value for state in BatchState]), multiple=True, help="Only these. Repeatable."
 )
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="At most so many.")
+@click.option("--limit", type=q.COUNT, default=20, show_default=True, help="At most so many.")
 @json_option
 def command(*, status: tuple[str, ...], limit: int, as_json: bool) -> None:
     """List batches, newest first."""

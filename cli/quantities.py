@@ -10,35 +10,47 @@ import click
 
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _BYTES: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+# Far beyond any use, and well within what a calendar, JSON and the database's columns hold.
+_LONGEST: Final = 100 * 365 * 86_400
+_LARGEST: Final = 10**12
+_MOST: Final = 10**9
+
+COUNT: Final = click.IntRange(1, _MOST)
+"""A number of things."""
 
 
 class Duration(click.ParamType[int]):
-    """``45s``, ``30m``, ``12h``, ``7d``, ``2w`` or their sum, such as ``1h30m``; gives seconds."""
+    """``45s``, ``30m``, ``12h``, ``7d``, ``2w`` or their sum, such as ``1h30m``; gives seconds, at most 100 years."""
 
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        parts = re.findall(r"(\d+)([smhdw])", value)
+        parts = re.findall(r"(\d{1,20})([smhdw])", value)
         seconds = sum(int(count) * _SECONDS[unit] for count, unit in parts)
         if "".join(map("".join, parts)) != value or not seconds:
             self.fail(f"{value!r} is no duration: write 45s, 30m, 12h, 7d or 1h30m.", param, ctx)
+        if seconds > _LONGEST:
+            self.fail(f"{value} is longer than 100 years (36500d).", param, ctx)
         return seconds
 
 
 class Size(click.ParamType[int]):
-    """``4000000``, ``500k``, ``4M``, ``1G``; gives bytes."""
+    """``4000000``, ``500k``, ``4M``, ``1G``; gives bytes, at most 1000G."""
 
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        match = re.fullmatch(r"(\d+)([kmg]?)b?", value.lower())
+        match = re.fullmatch(r"(\d{1,20})([kmg]?)b?", value.lower())
         if match is None or not int(match[1]):
             self.fail(f"{value!r} is no size: write 4000000, 500k, 4M or 1G.", param, ctx)
-        return int(match[1]) * _BYTES[match[2]]
+        size = int(match[1]) * _BYTES[match[2]]
+        if size > _LARGEST:
+            self.fail(f"{value} is more than 1000G.", param, ctx)
+        return size
 
 
 def count(number: float) -> str:

@@ -147,6 +147,26 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         Size().convert(text, None, None)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "q", "--window", "999999999d"),
+        ("run", "q", "--cache-ttl", "9" * 5_000 + "w"),
+        ("submit", "q", "--shard-requests", "99999999999999999999"),
+        ("submit", "q", "--shard-bytes", "99999999999999999999G"),
+        ("cache", "purge", "--older-than", "36501d"),
+        ("list", "--limit", "99999999999999999999"),
+        ("errors", "last", "--limit", "99999999999999999999"),
+    ],
+    ids=lambda words: words[-2],
+)
+def test_a_number_beyond_any_use_is_bad_usage(words: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 2
+    assert "Invalid value for" in done.stderr
+    assert words[-2] in done.stderr
+
+
 def test_engine_options_override_settings_and_say_where_they_come_from() -> None:
     given = "--engine openai --base-url http://h/v1 --in-flight 7 --shards 2 --timeout 5 --model m --input-price 0.5"
     made = settings(*given.split())
