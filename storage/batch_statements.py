@@ -22,7 +22,7 @@ from synthgen.errors import NotFound, StateConflict
 from synthgen.request import Rejected
 from synthgen.response import NEVER_RAN
 from synthgen.sharding import flatten_marks
-from synthgen.states import BATCH_MOVES, ENDED, SHARD_MOVES, UNFINISHED, BatchState, ShardState, leaving
+from synthgen.states import BATCH_MOVES, ENDED, RETRIED, SHARD_MOVES, UNFINISHED, BatchState, ShardState, leaving
 from synthgen.workers import AUTO
 
 Connection = sa.Connection
@@ -191,7 +191,15 @@ def _progress_from(row: sa.RowMapping) -> Progress:
     )
 
 
-def move(connection: Connection, batch_id: str, to: BatchState, reason: str | None, change: uuid.UUID) -> Batch:
+def move(
+    connection: Connection,
+    batch_id: str,
+    to: BatchState,
+    change: uuid.UUID,
+    *,
+    reason: str | None,
+    since: Batch | None,
+) -> Batch:
     """``change`` names this very move, so that it is recognised when it is tried again after a lost reply."""
     values: dict[str, Any] = {
         "state": str(to),
@@ -201,16 +209,23 @@ def move(connection: Connection, batch_id: str, to: BatchState, reason: str | No
     }
     if to in (BatchState.FINALIZING, BatchState.IN_PROGRESS):
         values["finalizing_at"] = sa.func.now() if to is BatchState.FINALIZING else None
-    allowed = sa.and_(in_states(batches.c.state, leaving(BATCH_MOVES, to)), _has_no_rival(to))
-    update = sa.update(batches).where(batches.c.id == batch_id, allowed).values(values).returning(batches)
+    unchanged = sa.true() if since is None else batches.c.last_change.is_not_distinct_from(since.last_change)
+    allowed = sa.and_(batches.c.id == batch_id, in_states(batches.c.state, leaving(BATCH_MOVES, to)), unchanged)
+    update = sa.update(batches).where(allowed).values(values).returning(batches)
     row = connection.execute(update).mappings().one_or_none() or _find(connection, batch_id)
     if row is None:
         raise _unknown(batch_id)
     if row["last_change"] != change:
-        raise _conflict(connection, row, to)
+        raise _conflict(row, to)
     if to is BatchState.PAUSED:
         connection.execute(_recall, {"of_batch": batch_id})
     return batch_from(row)
+
+
+def _conflict(row: sa.RowMapping, to: BatchState) -> StateConflict:
+    present = BatchState(row["state"])
+    meanwhile = " by a change that was made meanwhile" if to in BATCH_MOVES[present] else ""
+    return StateConflict(row["id"], f"{present}{meanwhile}", to)
 
 
 _recall = (
@@ -227,26 +242,7 @@ def assign_pool(connection: Connection, batch_id: str, pool: str) -> str | None:
     return get(connection, batch_id).options.pool
 
 
-def _has_no_rival(to: BatchState) -> sa.ColumnElement[bool]:
-    """Only one batch of a fingerprint may be unfinished: a batch that has ended cannot come back beside another."""
-    if to in ENDED:
-        return sa.true()
-    rival = batches.alias("rival")
-    same = sa.and_(rival.c.fingerprint == batches.c.fingerprint, rival.c.id != batches.c.id)
-    return ~sa.exists().where(same, in_states(rival.c.state, UNFINISHED)).correlate(batches)
-
-
-def _conflict(connection: Connection, row: sa.RowMapping, to: BatchState) -> StateConflict:
-    present = BatchState(row["state"])
-    if to not in BATCH_MOVES[present]:
-        return StateConflict(row["id"], present, to)
-    rival = find_unfinished(connection, row["fingerprint"])
-    also = f", and {rival.id} with the same input and options is {rival.state}" if rival else ""
-    return StateConflict(row["id"], f"{present}{also}", to)
-
-
 _ENDED_SHARDS = leaving(SHARD_MOVES, ShardState.PENDING) & {ShardState.DONE, ShardState.CANCELLED}
-_FIRST_ROUND_OVER = leaving(BATCH_MOVES, BatchState.IN_PROGRESS) & ENDED
 
 
 def reset_failed(connection: Connection, batch_id: str, codes: Sequence[str] | None, change: uuid.UUID) -> int:
@@ -256,7 +252,7 @@ def reset_failed(connection: Connection, batch_id: str, codes: Sequence[str] | N
         raise _unknown(batch_id)
     if row["last_change"] == change:
         return _to_run(connection, batch_id)
-    if row["state"] not in _FIRST_ROUND_OVER:
+    if row["state"] not in RETRIED:
         raise StateConflict(batch_id, row["state"], BatchState.IN_PROGRESS)
     savepoint = connection.begin_nested()
     connection.execute(_reopen(batch_id, codes))
@@ -264,14 +260,28 @@ def reset_failed(connection: Connection, batch_id: str, codes: Sequence[str] | N
     if count == 0:
         savepoint.rollback()
         return 0
-    move(connection, batch_id, BatchState.IN_PROGRESS, None, change)
-    again = None if codes is None else list(codes)
-    values: dict[str, Any] = {"retry_codes": again, "expires_at": None}
+    _refuse_beside_rival(connection, row)
+    values = _begun_again(row, codes) | {"last_change": change}
+    connection.execute(sa.update(batches).where(batches.c.id == batch_id).values(values))
+    return count
+
+
+def _refuse_beside_rival(connection: Connection, row: sa.RowMapping) -> None:
+    """Only one batch of a fingerprint may be unfinished: one that has ended cannot come back beside another."""
+    rival = find_unfinished(connection, row["fingerprint"])
+    if rival is not None:
+        present = f"{row['state']}, and {rival.id} with the same input and options is {rival.state}"
+        raise StateConflict(row["id"], present, BatchState.IN_PROGRESS)
+
+
+def _begun_again(row: sa.RowMapping, codes: Sequence[str] | None) -> dict[str, Any]:
+    """What a retry makes of an ended batch."""
+    values: dict[str, Any] = dict.fromkeys(("reason", "ended_at", "finalizing_at", "expires_at"))
+    values |= {"state": str(BatchState.IN_PROGRESS), "retry_codes": None if codes is None else list(codes)}
     if row["state"] == BatchState.EXPIRED and not _with_untouched(codes):
         window = sa.cast(batches.c.options["completion_window"].astext, sa.Integer)
         values["expires_at"] = sa.func.now() + window * timedelta(seconds=1)
-    connection.execute(sa.update(batches).where(batches.c.id == batch_id).values(values))
-    return count
+    return values
 
 
 def _with_untouched(codes: Sequence[str] | None) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from storage import batch_statements, request_statements, shard_returns, shard_statements
 from storage.database import Database
+from storage.identity import identity
 from synthgen.batch import Attempt, Batch, Directive, EngineIdentity, Progress, Shard
 from synthgen.errors import NotFound
 from synthgen.ports import Beat, ErrorGroup, RequestRow, SealedResult, ShardStatus, StoredRequest
@@ -26,6 +27,9 @@ class PostgresBatchStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    def identity(self) -> str:
+        return self._database.run(identity)
 
     def create(self, batch: Batch, shards: Iterable[Shard], rejected: Iterable[Rejected]) -> Batch:
         return self._database.run(batch_statements.create, batch, shards, rejected)
@@ -61,9 +65,9 @@ class PostgresBatchStore:
     def progress(self, batch_id: str) -> Progress:
         return self._database.run(batch_statements.progress, batch_id)
 
-    def move(self, batch_id: str, to: BatchState, *, reason: str | None = None) -> Batch:
+    def move(self, batch_id: str, to: BatchState, *, reason: str | None = None, since: Batch | None = None) -> Batch:
         change = uuid.uuid4()
-        return self._database.run(batch_statements.move, batch_id, to, reason, change)
+        return self._database.run(batch_statements.move, batch_id, to, change, reason=reason, since=since)
 
     def assign_pool(self, batch_id: str, pool: str) -> str | None:
         return self._database.run(batch_statements.assign_pool, batch_id, pool)

@@ -53,12 +53,28 @@ def all_ended(connection: sa.Connection, batch_id: str) -> bool:
 
 
 def cancel_unstarted(connection: sa.Connection, batch_id: str) -> int:
+    """The batch's row is locked, so that no retry comes between the look at its state and the change."""
+    if connection.execute(_lock_ending, {"of_batch": batch_id}).first() is None:
+        return 0
     untouched = [
         shards.c.batch_id == batch_id,
         in_states(shards.c.state, leaving(SHARD_MOVES, _S.CANCELLED) - {_S.RUNNING}),
         shards.c.attempts == 0,
     ]
     return connection.execute(sa.update(shards).where(*untouched).values(**_cancelled())).rowcount
+
+
+_lock_ending = (
+    sa.select(batches.c.id)
+    .where(
+        batches.c.id == sa.bindparam("of_batch"),
+        sa.or_(
+            in_states(batches.c.state, [BatchState.CANCELLING]),
+            sa.and_(in_states(batches.c.state, [BatchState.IN_PROGRESS]), batches.c.expires_at <= sa.func.now()),
+        ),
+    )
+    .with_for_update(key_share=True)
+)
 
 
 def give_up(connection: sa.Connection, token: int) -> None:

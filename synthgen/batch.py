@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -131,6 +132,8 @@ class Batch:
     expires_at: datetime | None = None
     retry_codes: tuple[str, ...] | None = None
     """Error codes that the last ``retry`` runs again; None means all."""
+    last_change: uuid.UUID | None = None
+    """Names the last change of state, so that whoever has read the batch can tell whether there was one since."""
 
     def __post_init__(self) -> None:
         if self.input_lines != self.total + self.rejected:

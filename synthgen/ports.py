@@ -97,6 +97,9 @@ class Beat:
 class BatchStore(Protocol):
     """Batches, shards, request rows and rejected lines: the truth."""
 
+    def identity(self) -> str:
+        """Which database this is: it stays, and no other has it, not even one restored from a dump of this."""
+
     def create(self, batch: Batch, shards: Iterable[Shard], rejected: Iterable[Rejected]) -> Batch:
         """Store a new batch with all its shards (``pending``) and rejected lines, all or nothing.
 
@@ -150,9 +153,7 @@ class BatchStore(Protocol):
         """By cause, commonest first: rows of sealed shards, and the requests of cancelled shards under the code of
         ``response.NEVER_RAN`` that fits the batch's state (their message and line, custom_id empty)."""
 
-    def move(
-        self, batch_id: str, to: BatchState, *, reason: str | None = None, since: Batch | None = None
-    ) -> Batch:
+    def move(self, batch_id: str, to: BatchState, *, reason: str | None = None, since: Batch | None = None) -> Batch:
         """Change the batch's state and set ``reason`` and the state's time stamp. Raises NotFound or StateConflict.
 
         With ``since`` only while nobody has changed its state since it was read as that: a batch may be ended and

@@ -9,7 +9,7 @@ names as CHECKs, and a test walks all pairs::
                 ↓          paused ──┼──→ cancelling            │
               failed         │      │                          │
                              └──────┼──→ expired               │
-                                    └───────── retry ──────────┘   (also from cancelled and expired)
+                                    └───────── retry ──────────┘   (also from cancelled and expired; no plain move)
 
     shard   pending → queued → running → done
             queued | running → pending      rescued, released
@@ -54,11 +54,15 @@ BATCH_MOVES: Mapping[BatchState, frozenset[BatchState]] = {
     _B.PAUSED: frozenset({_B.IN_PROGRESS, _B.CANCELLING, _B.EXPIRED}),
     _B.FINALIZING: frozenset({_B.COMPLETED}),
     _B.CANCELLING: frozenset({_B.CANCELLED}),
-    _B.COMPLETED: frozenset({_B.IN_PROGRESS}),
-    _B.CANCELLED: frozenset({_B.IN_PROGRESS}),
-    _B.EXPIRED: frozenset({_B.IN_PROGRESS}),
+    _B.COMPLETED: frozenset(),
+    _B.CANCELLED: frozenset(),
+    _B.EXPIRED: frozenset(),
     _B.FAILED: frozenset(),
 }
+
+RETRIED: frozenset[BatchState] = frozenset({_B.COMPLETED, _B.CANCELLED, _B.EXPIRED})
+"""The ended states that a retry leaves for ``in_progress``. It reopens shards in the same transaction; a plain move
+must not come here, for it would bring back a batch that somebody has ended since its caller looked."""
 
 SHARD_MOVES: Mapping[ShardState, frozenset[ShardState]] = {
     _S.PENDING: frozenset({_S.QUEUED, _S.RUNNING, _S.CANCELLED}),

@@ -16,6 +16,7 @@ from synthgen.errors import NotFound, ServiceUnavailable, SynthgenError
 from synthgen.ports import ObjectInfo, Services
 from synthgen.sharding import PREFIX, batch_of, input_key, manifest_key
 from synthgen.states import BatchState
+from synthgen.storage_mark import advice, is_ours
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +60,11 @@ def resend(services: Services, *, older_than: float | None = None, pool: str | N
 
 
 def move_on(services: Services, batch: Batch) -> None:
-    """Whatever this batch waits for that nobody else may be doing."""
+    """Whatever this batch waits for that nobody else may be doing. Read anew: a whole round may lie behind its page."""
+    batch = services.store.get(batch.id)
     expired = batch.expires_at is not None and services.store.is_overdue(batch.id)
     if batch.state is BatchState.PAUSED and expired:
-        batch = services.store.move(batch.id, BatchState.IN_PROGRESS)  # to be wound down like a running one
+        batch = services.store.move(batch.id, BatchState.IN_PROGRESS, since=batch)  # wound down like a running one
     if batch.state is BatchState.CANCELLING or (batch.state is BatchState.IN_PROGRESS and expired):
         wind_down(services, batch)
     elif batch.state is BatchState.IN_PROGRESS:
@@ -79,10 +81,13 @@ def sweep_in_turn(services: Services, *, every: float = _SWEEP_EVERY) -> None:
 
 
 def sweep(services: Services) -> None:
-    """Remove objects that no row points at, uploads that nobody finishes, and what the cache need not keep."""
+    """Remove what the cache need not keep; and where the storage is ours, what no row points at or nobody finishes."""
+    services.cache.shrink(max_bytes=services.limits.cache_max_bytes)
+    if not is_ours(services):
+        logger.warning("%s", advice(services.store.identity(), services.objects))
+        return
     services.objects.sweep_uploads(older_than=services.limits.orphan_age)
     services.objects.delete(orphan.key for orphan in _orphans(services))
-    services.cache.shrink(max_bytes=services.limits.cache_max_bytes)
 
 
 def _one_step(services: Services, batch: Batch, step: Callable[[Services, Batch], None]) -> None:

@@ -228,6 +228,22 @@ def test_a_batch_moves_as_the_table_says_and_in_no_other_way(
         assert batch_store.get(batch_id).state is state
 
 
+def test_a_move_since_a_reading_is_refused_when_the_state_was_changed_after_it(batch_store: BatchStore) -> None:
+    batch = stored_batch(batch_store)
+    paused = batch_store.move(batch.id, BatchState.PAUSED, since=batch)
+    batch_store.move(batch.id, BatchState.IN_PROGRESS, since=paused)
+    for stale in (batch, paused):
+        with pytest.raises(StateConflict):
+            batch_store.move(batch.id, BatchState.PAUSED, since=stale)
+    assert batch_store.get(batch.id).state is BatchState.IN_PROGRESS
+
+
+def test_a_claim_is_no_change_of_the_batchs_state(batch_store: BatchStore) -> None:
+    batch = stored_batch(batch_store)
+    attempt = claimed(batch_store, batch.id)
+    assert batch_store.move(batch.id, BatchState.PAUSED, since=attempt.batch).state is BatchState.PAUSED
+
+
 def test_going_on_takes_the_reason_of_the_pause_away(batch_store: BatchStore) -> None:
     batch = stored_batch(batch_store)
     batch_store.move(batch.id, BatchState.PAUSED, reason="Wrong key.")
@@ -244,11 +260,10 @@ def test_finalizing_is_remembered_when_completed(batch_store: BatchStore, later:
 
 
 def test_a_batch_cannot_come_back_beside_an_equal_one(batch_store: BatchStore) -> None:
-    ended = in_state(batch_store, BatchState.CANCELLED, fingerprint="same")
+    ended = in_state(batch_store, BatchState.CANCELLING, fingerprint="same")
     batch_store.cancel_unstarted(ended)
+    batch_store.move(ended, BatchState.CANCELLED)
     stored_batch(batch_store, fingerprint="same")
-    with pytest.raises(StateConflict):
-        batch_store.move(ended, BatchState.IN_PROGRESS)
     with pytest.raises(StateConflict):
         batch_store.reset_failed(ended, None)
     assert batch_store.get(ended).state is BatchState.CANCELLED
@@ -319,18 +334,19 @@ def test_errors_are_grouped_by_cause_commonest_first_with_the_first_of_each(batc
     ]
 
 
-@pytest.mark.parametrize(
-    ("states", "code"),
-    [((BatchState.CANCELLING,), CANCELLED), ((BatchState.EXPIRED,), EXPIRED)],
-)
+@pytest.mark.parametrize(("ending", "code"), [(BatchState.CANCELLING, CANCELLED), (BatchState.EXPIRED, EXPIRED)])
 def test_requests_of_cancelled_shards_are_errors_by_the_ending_of_the_batch(
-    batch_store: BatchStore, states: tuple[BatchState, ...], code: str
+    batch_store: BatchStore, later: Later, ending: BatchState, code: str
 ) -> None:
-    batch = stored_batch(batch_store, shards=3)
+    batch = stored_batch(batch_store, shards=3, window=60)
     sealed(batch_store, batch.id, failed={1: code, 2: "boom"})
-    for state in states:
-        batch_store.move(batch.id, state)
+    if ending is BatchState.CANCELLING:
+        batch_store.move(batch.id, ending)
+    else:
+        later(61)
     assert batch_store.cancel_unstarted(batch.id) == 2
+    if ending is BatchState.EXPIRED:
+        batch_store.move(batch.id, ending)
     assert batch_store.error_groups(batch.id) == [
         ErrorGroup(code, 7, f"{code} at line 1", 1, "question-1"),
         ErrorGroup("boom", 1, "boom at line 2", 2, "question-2"),

@@ -378,6 +378,26 @@ def test_cancelling_spares_what_an_attempt_has_touched(batch_store: BatchStore) 
     assert claimed(batch_store, batch.id).shard.number == 2
 
 
+@pytest.mark.parametrize(
+    ("states", "window"),
+    [([], 60), ([BatchState.PAUSED], 60), ([BatchState.FINALIZING, BatchState.COMPLETED], 60), ([], None)],
+)
+def test_of_a_batch_that_is_not_ending_nothing_is_cancelled(
+    batch_store: BatchStore, later: Later, states: list[BatchState], window: float | None
+) -> None:
+    batch = stored_batch(batch_store, window=window)
+    end(batch_store, batch.id, *states)
+    later(61 if states or window is None else 59)
+    assert batch_store.cancel_unstarted(batch.id) == 0
+    assert states_of(batch_store, batch.id) == [ShardState.PENDING] * 2
+
+
+def test_a_batch_past_its_window_is_cancelled_as_far_as_nobody_began_it(batch_store: BatchStore, later: Later) -> None:
+    batch = stored_batch(batch_store, window=60)
+    later(61)
+    assert batch_store.cancel_unstarted(batch.id) == 2
+
+
 def test_the_counts_of_all_shards_are_summed_field_by_field(batch_store: BatchStore) -> None:
     batch = stored_batch(batch_store, shards=2, requests=100)
     for number in range(2):

@@ -10,13 +10,14 @@ from functools import reduce, wraps
 from itertools import count
 from operator import add
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from synthgen.batch import Attempt, Batch, Counts, Directive, EngineIdentity, Progress, Shard
 from synthgen.errors import LostLease, NotFound, StateConflict
 from synthgen.ports import Beat, Clock, ErrorGroup, RequestRow, SealedResult, ShardStatus, StoredRequest
 from synthgen.request import Rejected
 from synthgen.response import CANCELLED, EXPIRED, NEVER_RAN
-from synthgen.states import BATCH_MOVES, ENDED, UNFINISHED, BatchState, ShardState
+from synthgen.states import BATCH_MOVES, ENDED, RETRIED, UNFINISHED, BatchState, ShardState
 from synthgen.workers import AUTO
 
 _S = ShardState
@@ -80,9 +81,13 @@ class FakeBatchStore:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.RLock()
+        self._identity = uuid4().hex
         self._batches: dict[str, _Batch] = {}
         self._tokens = count(1)
         self._turns: dict[str, datetime] = {}
+
+    def identity(self) -> str:
+        return self._identity
 
     @_transaction
     def create(self, batch: Batch, shards: Iterable[Shard], rejected: Iterable[Rejected]) -> Batch:
@@ -192,17 +197,17 @@ class FakeBatchStore:
         return sorted(groups.values(), key=lambda g: (-g.count, g.code))
 
     @_transaction
-    def move(self, batch_id: str, to: BatchState, *, reason: str | None = None) -> Batch:
+    def move(self, batch_id: str, to: BatchState, *, reason: str | None = None, since: Batch | None = None) -> Batch:
         record = self._record(batch_id)
         batch, now = record.batch, self._clock.now()
-        rival = self.find_unfinished(batch.fingerprint) if to in UNFINISHED else None
-        if to not in BATCH_MOVES[batch.state] or (rival is not None and rival.id != batch_id):
+        if to not in BATCH_MOVES[batch.state] or (since and since.last_change != batch.last_change):
             raise StateConflict(batch_id, batch.state, to)
         finalizing_at = batch.finalizing_at
         if to in (BatchState.FINALIZING, BatchState.IN_PROGRESS):
             finalizing_at = now if to is BatchState.FINALIZING else None
         ended_at = now if to in ENDED else None
-        record.batch = replace(batch, state=to, reason=reason, finalizing_at=finalizing_at, ended_at=ended_at)
+        times = {"finalizing_at": finalizing_at, "ended_at": ended_at}
+        record.batch = replace(batch, state=to, reason=reason, last_change=uuid4(), **times)
         for shard in record.shards if to is BatchState.PAUSED else ():
             if shard.state is _S.QUEUED:
                 shard.state, shard.queued_at = _S.PENDING, None
@@ -222,6 +227,9 @@ class FakeBatchStore:
 
     @_transaction
     def cancel_unstarted(self, batch_id: str) -> int:
+        ending = self._directive(self.get(batch_id)) in (Directive.CANCEL, Directive.EXPIRE)
+        if not ending or self.get(batch_id).state not in (BatchState.CANCELLING, BatchState.IN_PROGRESS):
+            return 0
         chosen = [s for s in self._batches[batch_id].shards if s.state in (_S.PENDING, _S.QUEUED) and not s.attempts]
         for s in chosen:
             s.cancel()
@@ -236,7 +244,7 @@ class FakeBatchStore:
     @_transaction
     def reset_failed(self, batch_id: str, codes: Sequence[str] | None) -> int:
         record = self._record(batch_id)
-        if record.batch.state not in ENDED or BatchState.IN_PROGRESS not in BATCH_MOVES[record.batch.state]:
+        if record.batch.state not in RETRIED:
             raise StateConflict(batch_id, record.batch.state, BatchState.IN_PROGRESS)
         whole = codes is None or not NEVER_RAN.keys().isdisjoint(codes)
         chosen = [
@@ -251,8 +259,11 @@ class FakeBatchStore:
             again, window = None if codes is None else tuple(codes), None
             if old.state is BatchState.EXPIRED and old.options.completion_window is not None and not whole:
                 window = self._clock.now() + timedelta(seconds=old.options.completion_window)
-            self.move(batch_id, BatchState.IN_PROGRESS)
-            record.batch = replace(record.batch, retry_codes=again, expires_at=window)
+            if self.find_unfinished(old.fingerprint) is not None:
+                raise StateConflict(batch_id, old.state, BatchState.IN_PROGRESS)
+            fresh: dict[str, Any] = dict.fromkeys(("reason", "ended_at", "finalizing_at"))
+            fresh |= {"state": BatchState.IN_PROGRESS, "last_change": uuid4()}
+            record.batch = replace(old, retry_codes=again, expires_at=window, **fresh)
             for s in chosen:
                 record.back_to_pending(s, codes)
                 s.attempts = 0

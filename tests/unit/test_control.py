@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -96,6 +97,22 @@ def test_a_pause_has_its_reason_and_resume_clears_it(workshop: Workshop) -> None
     assert pause(workshop.services, batch.id, reason="Lunch.").reason == "Lunch."
     assert pause(workshop.services, batch.id, reason="Tea.").reason == "Lunch."
     assert resume(workshop.services, batch.id).reason is None
+
+
+def test_a_resume_that_a_cancel_overtakes_does_not_bring_the_batch_back(workshop: Workshop) -> None:
+    batch = workshop.submitted(questions(2))
+    pause(workshop.services, batch.id)
+    move = workshop.store.move
+
+    def overtaken(batch_id: str, to: BatchState, **options: Any) -> Batch:
+        workshop.store.move = move  # type: ignore[method-assign]
+        cancel(workshop.services, batch.id)
+        return move(batch_id, to, **options)
+
+    workshop.store.move = overtaken  # type: ignore[method-assign]
+    with pytest.raises(StateConflict):
+        resume(workshop.services, batch.id)
+    assert workshop.store.get(batch.id).state is _B.CANCELLED
 
 
 def test_resume_sends_again_what_was_sent_before_the_pause_and_found_nothing_to_claim(workshop: Workshop) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from synthgen.errors import LostLease, StateConflict
 from synthgen.ports import BatchStore
-from synthgen.states import BATCH_MOVES, ENDED, SHARD_MOVES, UNFINISHED, BatchState, ShardState, leaving
+from synthgen.states import BATCH_MOVES, ENDED, RETRIED, SHARD_MOVES, UNFINISHED, BatchState, ShardState, leaving
 from tests.examples import claimed, result_of, rows_of, sealed, stored_batch
 from tests.fakes.batch_store import FakeBatchStore
 from tests.fakes.clock import FakeClock
@@ -40,9 +40,10 @@ def test_a_batch_is_unfinished_or_has_ended() -> None:
     assert not ENDED & UNFINISHED
 
 
-def test_from_an_ended_batch_only_a_retry_leads_on() -> None:
-    assert {to for state in ENDED for to in BATCH_MOVES[state]} == {BatchState.IN_PROGRESS}
-    assert not BATCH_MOVES[BatchState.FAILED]
+def test_no_plain_move_leaves_an_ended_batch_and_a_retry_leaves_all_but_a_refused_one() -> None:
+    assert not [state for state in ENDED if BATCH_MOVES[state]]
+    assert {BatchState.FAILED} == ENDED - RETRIED
+    assert RETRIED < ENDED
 
 
 @pytest.mark.parametrize("start", sorted(UNFINISHED))
@@ -109,12 +110,20 @@ def _in_state(store: BatchStore, state: ShardState) -> str:
     elif state is ShardState.DONE:
         sealed(store, batch_id, failed={2: "server_error"})
     elif state is ShardState.CANCELLED:
+        store.move(batch_id, BatchState.CANCELLING)
         store.cancel_unstarted(batch_id)
     return batch_id
 
 
+def _cancel(store: BatchStore, batch_id: str) -> None:
+    if store.get(batch_id).state is not BatchState.CANCELLING:
+        store.move(batch_id, BatchState.CANCELLING)
+    store.cancel_unstarted(batch_id)
+
+
 def _end(store: BatchStore, batch_id: str) -> None:
-    store.move(batch_id, BatchState.CANCELLING)
+    if store.get(batch_id).state is not BatchState.CANCELLING:
+        store.move(batch_id, BatchState.CANCELLING)
     store.move(batch_id, BatchState.CANCELLED)
 
 
@@ -140,7 +149,7 @@ OPERATIONS: dict[str, tuple[Callable[[BatchStore, str], object], ShardState, set
         {ShardState.RUNNING},
     ),
     "cancel": (
-        lambda store, batch_id: store.cancel_unstarted(batch_id),
+        _cancel,
         ShardState.CANCELLED,
         {ShardState.PENDING, ShardState.QUEUED},
     ),

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from synthgen.batch import Batch
-from synthgen.control import cancel, pause
+from synthgen.control import cancel, pause, retry
 from synthgen.errors import ServiceUnavailable
 from synthgen.owner import current_owner
 from synthgen.ports import CacheEntry
 from synthgen.run_shard import run_shard
 from synthgen.sharding import input_key, manifest_key, result_key
 from synthgen.states import BatchState, ShardState
-from synthgen.upkeep import run_upkeep, sweep
+from synthgen.upkeep import move_on, run_upkeep, sweep
 from tests.fakes.clock import FakeClock
 from tests.workshop import REFUSED, WRONG_KEY, Workshop, echo, failing, questions
 
@@ -190,6 +190,44 @@ def test_a_batch_past_its_window_expires_and_keeps_what_is_finished(workshop: Wo
         "batch_expired",
         "batch_expired",
     ]
+
+
+def test_a_batch_that_is_cancelled_behind_a_stale_page_stays_cancelled(workshop: Workshop) -> None:
+    batch = workshop.submitted(questions(2), completion_window=60)
+    stale = pause(workshop.services, batch.id)
+    workshop.clock.advance(61)
+    cancel(workshop.services, batch.id)
+    move_on(workshop.services, stale)
+    assert workshop.store.get(batch.id).state is BatchState.CANCELLED
+
+
+def test_a_batch_that_is_retried_behind_a_stale_page_runs_on(workshop: Workshop) -> None:
+    batch = workshop.submitted(questions(2), pool="gpu")
+    stale = workshop.store.move(batch.id, BatchState.CANCELLING)
+    cancel(workshop.services, batch.id)
+    retry(workshop.services, batch.id)
+    move_on(workshop.services, stale)
+    assert workshop.store.get(batch.id).state is BatchState.IN_PROGRESS
+    assert workshop.shard_states(batch) == [ShardState.QUEUED]
+
+
+def test_a_batch_that_is_retried_while_it_is_wound_down_loses_no_shard(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = workshop.submitted(questions(2), pool="gpu")
+    workshop.store.move(batch.id, BatchState.CANCELLING)
+    cancel_unstarted = workshop.store.cancel_unstarted
+
+    def overtaken(batch_id: str) -> int:
+        monkeypatch.undo()
+        cancel(workshop.services, batch.id)
+        retry(workshop.services, batch.id)
+        return cancel_unstarted(batch_id)
+
+    monkeypatch.setattr(workshop.store, "cancel_unstarted", overtaken)
+    move_on(workshop.services, workshop.store.get(batch.id))
+    assert workshop.store.get(batch.id).state is BatchState.IN_PROGRESS
+    assert ShardState.CANCELLED not in workshop.shard_states(batch)
 
 
 def test_one_batchs_trouble_does_not_keep_the_others_waiting(
