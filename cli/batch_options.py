@@ -61,7 +61,7 @@ _OPTIONS = (
         type=click.Choice([policy.value for policy in OnInvalid]),
         default=_PLAIN.on_invalid.value,
         show_default=True,
-        help="Bad lines: store nothing, or skip them and run the others.",
+        help="Bad lines: store nothing, or skip them and run the others. 'synthgen errors' lists what was skipped.",
     ),
     click.option(
         "--cache",

@@ -25,7 +25,11 @@ from synthgen.states import ENDED, BatchState
 @click.command()
 @batch_argument
 @click.option("-o", "--output", metavar="FILE", default=STDOUT, help="Instead of standard output.")
-@click.option("--errors", metavar="FILE", help="Failed and rejected rows go here instead of among the answers.")
+@click.option(
+    "--errors",
+    metavar="FILE",
+    help="Failed rows go here instead of among the answers, and after them the rejected lines of the input.",
+)
 @click.option("--text", is_flag=True, help="Just the text of each answer.")
 @click.option("--follow", is_flag=True, help="Of a running batch: wait for the next answers until it ends.")
 @click.option("--only", type=click.Choice([Which.SUCCEEDED.value, Which.FAILED.value]), help="Only the rows that did.")

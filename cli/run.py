@@ -52,7 +52,11 @@ class _Places:
 @click.option(
     "-o", "--output", metavar="FILE", help="Answers (default: NAME.results.jsonl here; - is standard output)."
 )
-@click.option("--errors", metavar="FILE", help="Failed and rejected rows go here instead of among the answers.")
+@click.option(
+    "--errors",
+    metavar="FILE",
+    help="Failed rows go here instead of among the answers, and after them the rejected lines of the input.",
+)
 @click.option("--force", is_flag=True, help="Replace these files, whatever they hold.")
 @click.option("--batch", "reference", metavar="BATCH", help="Go on with this batch instead of submitting an INPUT.")
 @batch_options
@@ -63,8 +67,9 @@ def command(
     """Submit a file, work on it here and collect the answers.
 
     INPUT is a JSONL file (plain, gzip or zstd), s3://bucket/key, or - for standard input. Its lines are OpenAI Batch
-    lines or simply {"prompt": "..."} or {"messages": [...]}. Without --errors there is one line out for every request.
-    Interrupted or killed, the same command goes on where it stopped.
+    lines or simply {"prompt": "..."} or {"messages": [...]}. Without --errors there is one line out for every request;
+    a line that --on-invalid skip has rejected is none, and 'synthgen errors' lists it. Interrupted or killed, the same
+    command goes on where it stopped.
     """
     from tasks.wiring import engine_spec, open_worker
 

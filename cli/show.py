@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -12,6 +13,7 @@ from cli.connection import batch_argument, json_option, services_in_force
 from cli.console import put, put_json, put_pairs
 from synthgen.errors import NotFound
 from synthgen.ports import Services
+from synthgen.request import Rejected
 from synthgen.results import ShownRequest, show, text_of
 
 
@@ -22,23 +24,34 @@ from synthgen.results import ShownRequest, show, text_of
 def command(reference: str, request: str, *, as_json: bool) -> None:
     """Show one request, its response, timings and attempts.
 
-    A number is a line of the input; where no such line is finished, it is taken as a custom_id.
+    A number is a line of the input; where no such line is finished or rejected, it is taken as a custom_id.
     """
     with services_in_force() as services:
         shown = _find(services, services.store.resolve(reference).id, request)
-    if as_json:
+    if isinstance(shown, Rejected):
+        _print_rejected(shown, as_json=as_json)
+    elif as_json:
         put_json({"request": _asked(shown), "output": shown.output_line})
     else:
         _print(shown)
 
 
-def _find(services: Services, batch_id: str, request: str) -> ShownRequest:
+def _find(services: Services, batch_id: str, request: str) -> ShownRequest | Rejected:
     if request.isdecimal():
-        try:
-            return show(services, batch_id, line=int(request))
-        except NotFound:
-            pass
+        line = int(request)
+        with suppress(NotFound):
+            return show(services, batch_id, line=line)
+        for rejected in services.store.rejected(batch_id, first=line, last=line):
+            return rejected
     return show(services, batch_id, custom_id=request)
+
+
+def _print_rejected(rejected: Rejected, *, as_json: bool) -> None:
+    if as_json:
+        told = {"line": rejected.line, "code": rejected.code, "message": rejected.message}
+        put_json({"request": None, "output": None, "rejected": told})
+    else:
+        put(f"line {rejected.line} was rejected: {rejected.code}: {rejected.message}")
 
 
 def _asked(shown: ShownRequest) -> object:

@@ -169,6 +169,15 @@ def test_show_tells_why_a_request_failed(synthgen: Synthgen, batch: Batch) -> No
     assert "failed: context_length_exceeded: Too long." in synthgen("show", "last", "2").stdout
 
 
+def test_show_tells_why_a_line_was_rejected(synthgen: Synthgen, batch: Batch) -> None:
+    assert synthgen("show", batch.id, "4").stdout.startswith(
+        "line 4 was rejected: invalid_json_line: Line is not valid"
+    )
+    shown = json_of(synthgen("show", batch.id, "4", "--json"))
+    assert (shown["request"], shown["output"]) == (None, None)
+    assert (shown["rejected"]["line"], shown["rejected"]["code"]) == (4, "invalid_json_line")
+
+
 def test_errors_are_grouped_and_then_listed_with_rejected_lines_last(synthgen: Synthgen, batch: Batch) -> None:
     shown = json_of(synthgen("errors", "last", "--json"))
     assert [(cause["kind"], cause["code"], cause["count"]) for cause in shown["causes"]] == [
