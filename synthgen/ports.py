@@ -428,6 +428,7 @@ class Limits:
     """What requests in flight get to finish when a worker stops or a batch is paused."""
     resend_after: float = 60.0
     orphan_age: float = 86_400.0
+    """``math.inf``: nothing is an orphan, nothing is looked for."""
     window: int = 8
     """Shards of a batch waiting in the queue beyond as many as are running."""
     cache_max_bytes: int | None = None

@@ -6,6 +6,7 @@ Beat runs it; where no beat runs, the workers do. ``turns`` in the store let one
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -83,6 +84,8 @@ def sweep_in_turn(services: Services, *, every: float = _SWEEP_EVERY) -> None:
 def sweep(services: Services) -> None:
     """Remove what the cache need not keep; and where the storage is ours, what no row points at or nobody finishes."""
     services.cache.shrink(max_bytes=services.limits.cache_max_bytes)
+    if services.limits.orphan_age == math.inf:
+        return
     if not is_ours(services):
         logger.warning("%s", advice(services.store.identity(), services.objects))
         return

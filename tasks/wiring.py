@@ -6,6 +6,7 @@ Celery is loaded only when a message must be sent, so that an embedded run start
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,6 @@ from synthgen.workers import ANY_MODEL
 
 logger = logging.getLogger(__name__)
 
-_NEVER = 100 * 365 * 86_400.0
 SHORT_PATIENCE = 10.0
 """What somebody at a terminal waits for a database that is away; workers wait as the settings say."""
 
@@ -194,7 +194,7 @@ def limits_of(settings: Settings) -> Limits:
     limits = Limits(**{name: getattr(settings, name) for name in Limits.__dataclass_fields__})
     if (settings.database_url is None) is (settings.storage_url is None):
         return limits
-    return replace(limits, orphan_age=_NEVER)
+    return replace(limits, orphan_age=math.inf)
 
 
 def policy_of(settings: Settings) -> RetryPolicy:
