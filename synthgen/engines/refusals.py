@@ -64,8 +64,8 @@ class _Read:
 def classify(refusal: Refusal) -> EngineError:
     """The typed error for a reply that is no answer.
 
-    408, 409, 425 and 5xx may be asked again; 429 asks for a pause; 401, 402, 403, 404, a redirect and an empty purse
-    concern everybody; any other 4xx concerns this request alone, and so does a 403 by a content policy.
+    408, 409, 424, 425 and 5xx may be asked again; 429 asks for a pause; 401, 402, 403, 404, a redirect and an empty
+    purse concern everybody; any other 4xx concerns this request alone, and so does a 403 by a content policy.
     """
     status = refusal.status
     read = _read(refusal)
@@ -161,6 +161,7 @@ _BY_STATUS: Final[Mapping[int, Callable[[_Read], EngineError]]] = {
     404: _not_found,
     408: _timed_out,
     409: _retryable,
+    424: _retryable,  # TGI, when a shard of its own died or ran out of memory
     425: _retryable,
     429: _rate_limited,
 }

@@ -25,6 +25,8 @@ from synthgen.settings import child_environment
 _ASKED: Final = aiohttp.ClientTimeout(total=30.0)
 _TOLD: Final = aiohttp.ClientTimeout(total=600.0)
 """Weights may have to be moved."""
+_DYING: Final = (424, *range(500, 600))
+"""What a server answers whose engine is dead, before it is dead itself."""
 
 
 class ServerEngine:
@@ -105,7 +107,7 @@ class ServerEngine:
             with self._child.traffic.one():
                 return await client.generate(request)
         except RetryableError as error:
-            unclear = isinstance(error, Unreachable) or error.code == "bad_reply" or (error.status_code or 0) >= 500
+            unclear = isinstance(error, Unreachable) or error.code == "bad_reply" or error.status_code in _DYING
             patience = 5.0 if unclear and error.code != TIMED_OUT else 0.0
             if await self._child.lost(incarnation, patience=patience):
                 raise EngineLost(f"The {self.name} server died with the request in flight.") from error

@@ -2,9 +2,9 @@
 
 ``python -m tests.fakes.vllm_process --port N --journal FILE``; every other option of vLLM's is let pass. A prompt with
 ``[[stub die=1]]`` kills it, and so does any request while it sleeps; one with ``[[stub break=7]]`` kills its engine,
-once: it answers 500 and calls itself unwell for seven seconds before it ends. ``--fail-sleep`` or ``--fail-wake 500``:
-what it answers to that, and then it is well and answers nothing for ever, as vLLM does. Every start, question, sleep
-and death is a line of the journal, which outlives it.
+once: it answers 500 (``--broken-status``) and calls itself unwell for seven seconds before it ends. ``--fail-sleep`` or
+``--fail-wake 500``: what it answers to that, and then it is well and answers nothing for ever, as vLLM does. Every
+start, question, sleep and death is a line of the journal, which outlives it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class VllmStub(StubLLM):
         self._max_num_seqs: int = given.max_num_seqs
         self._sleep_status: int = given.fail_sleep
         self._wake_status: int = given.fail_wake
+        self._broken_status: int = given.broken_status
         self._paused = False
         self._asleep = False
         self._broken = False
@@ -57,7 +58,8 @@ class VllmStub(StubLLM):
             self._broken = True
             asyncio.get_running_loop().call_later(7, os._exit, 0)
         if self._broken:
-            return web.json_response({"error": {"message": "EngineCore encountered an issue."}}, status=500)
+            words = {"message": "EngineCore encountered an issue."}
+            return web.json_response({"error": words}, status=self._broken_status)
         if "[[stub die=1]]" in prompt:
             await asyncio.sleep(self.latency)
             self.note("dies")
@@ -110,6 +112,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.05)
     parser.add_argument("--max-num-seqs", type=int, default=8)
     parser.add_argument("--served-model-name", default="tiny")
+    parser.add_argument("--broken-status", type=int, default=500)
     parser.add_argument("--fail-sleep", type=int, default=200)
     parser.add_argument("--fail-wake", type=int, default=200)
     given, _ = parser.parse_known_args()

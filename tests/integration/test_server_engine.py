@@ -135,8 +135,9 @@ def test_kill_9_in_the_middle_fails_nobody(stage: Stages) -> None:
     assert started.count("starts") == 2
 
 
-def test_a_server_that_answers_500_for_a_while_before_it_ends_fails_nobody(stage: Stages) -> None:
-    started = stage(in_flight=8, attempts=1)
+@pytest.mark.parametrize("status", ["500", "424"])
+def test_a_server_that_answers_with_errors_for_a_while_before_it_ends_fails_nobody(stage: Stages, status: str) -> None:
+    started = stage("--broken-status", status, in_flight=8, attempts=1)
     assert outcomes(ask(started, "break [[stub break=7]]", *many(20))) == ["ok"] * 21
     assert started.count("starts") == 2
 

@@ -22,7 +22,7 @@ def error_for(status: int, body: bytes = openai_error(), **headers: str) -> Engi
     ("status", "kind"),
     [
         *((status, PermanentError) for status in (400, 405, 410, 413, 415, 422, 451)),
-        *((status, RetryableError) for status in (408, 409, 425, 500, 502, 503, 504, 524, 529)),
+        *((status, RetryableError) for status in (408, 409, 424, 425, 500, 502, 503, 504, 524, 529)),
         (429, RateLimited),
         *((status, FatalError) for status in (301, 307, 401, 402, 403, 404)),
     ],
