@@ -83,7 +83,8 @@ class ChildServer:
     """A server that is our child: ``start`` first, ``stop`` last, all on one event loop.
 
     ``{port}`` in an argument of ``command`` becomes the port: ``port``, or a free one. ``environ`` replaces the
-    environment. ``ready_path`` answers 200 when it can serve. Raises BadInput if the command cannot be told its port.
+    environment. ``ready_path`` answers 200 when it can serve; for a server that may say so too early, ``loaded_path``
+    answers with an error as long as it starts. Raises BadInput if the command cannot be told its port.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class ChildServer:
         environ: Mapping[str, str] | None = None,
         port: int | None = None,
         ready_path: str = "/health",
+        loaded_path: str | None = None,
         patience: Patience | None = None,
     ) -> None:
         if not command:
@@ -111,6 +113,7 @@ class ChildServer:
         self._wanted_port = port
         self._port = port or 0
         self._ready_path = ready_path
+        self._loaded_path = loaded_path
         self._patience = patience or Patience()
         self._lines: deque[str] = deque(maxlen=_KEPT)
         self._process: GuardedProcess | None = None
@@ -262,7 +265,7 @@ class ChildServer:
         timeout = aiohttp.ClientTimeout(total=_POLL_PATIENCE)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             deadline = loop.time() + self._patience.start
-            while not await self._is_ready(session):
+            while not (await self._is_ready(session) and await self._has_loaded(session)):
                 if loop.time() > deadline:
                     return f"was not ready within {self._patience.start:g} s"
                 await asyncio.sleep(_STARTING_POLL)
@@ -294,6 +297,16 @@ class ChildServer:
             async with asyncio.timeout(min(_SERVING_POLL, pause)):
                 await self._doubted.wait()
         self._doubted.clear()
+
+    async def _has_loaded(self, session: aiohttp.ClientSession) -> bool:
+        """One that does not know the path, or the question (501), says nothing about it."""
+        if self._loaded_path is None:
+            return True
+        try:
+            async with session.get(self.base_url + self._loaded_path) as reply:
+                return reply.status < 500 or reply.status == 501
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return False
 
     async def _is_ready(self, session: aiohttp.ClientSession) -> bool:
         try:

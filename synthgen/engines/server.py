@@ -34,6 +34,8 @@ class ServerEngine:
 
     name = "server"
     ready_path = "/v1/models"
+    loaded_path: str | None = "/health"
+    """Asked at the start alone: llama.cpp names its models while it loads them; of a busy TGI this would be slow."""
     default_in_flight = 256
     patience = Patience(deaths=10, within=1800.0)
     """Finding a request that kills it among 2,048 in flight takes five deaths (see ``suspects``), finding two up to
@@ -53,6 +55,7 @@ class ServerEngine:
             name=self.name,
             environ=self.environ(spec),
             ready_path=self.ready_path,
+            loaded_path=self.loaded_path,
             patience=self.patience,
         )
         self._client: OpenAIEngine | None = None

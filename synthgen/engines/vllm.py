@@ -41,6 +41,7 @@ class VllmEngine(ServerEngine):
 
     name = "vllm"
     ready_path = "/health"
+    loaded_path = None
 
     def command(self, spec: EngineSpec) -> list[str]:
         if not spec.model:

@@ -24,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--fail", type=int, help="end with this code after a few words")
+    parser.add_argument("--health", type=int, nargs="+", help="what /health answers in turn, the last one for ever")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before it listens")
     parser.add_argument("--deaf", action="store_true", help="ignore SIGTERM")
     parser.add_argument("--lives", type=Path, help="append a line here for every start")
@@ -39,10 +40,10 @@ def main() -> None:
         print("goodbye", file=sys.stderr)
         sys.exit(given.fail)
     time.sleep(given.delay)
-    _serve(given.port)
+    _serve(given.port, given.health or [200])
 
 
-def _serve(port: int) -> None:
+def _serve(port: int, health: list[int]) -> None:
     engine = subprocess.Popen([sys.executable, "-c", _ENGINE])
     mute = False
 
@@ -54,7 +55,11 @@ def _serve(port: int) -> None:
                 print(*(f"{percent}%" for percent in range(0, 101, 50)), sep="\r", end="\r\n")
                 print("x" * 100_000, flush=True)
             content = json.dumps({"server": os.getpid(), "engine": engine.pid}).encode()
-            self.send_response(503 if mute and self.path == "/health" else 200)
+            status = 200
+            if self.path == "/health":
+                status = 503 if mute else health[0]
+                health[:] = health[1:] or health
+            self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
