@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,8 +17,10 @@ from synthgen.ports import CacheEntry
 from synthgen.run_shard import run_shard
 from synthgen.sharding import input_key, manifest_key, result_key
 from synthgen.states import BatchState, ShardState
+from synthgen.storage_mark import MARK
 from synthgen.upkeep import move_on, run_upkeep, sweep
 from tests.fakes.clock import FakeClock
+from tests.fakes.object_store import FakeObjects
 from tests.workshop import REFUSED, WRONG_KEY, Workshop, echo, failing, questions
 
 Make = Callable[..., Workshop]
@@ -283,7 +286,7 @@ def test_a_database_that_is_away_ends_the_round(workshop: Workshop, monkeypatch:
 
 
 def objects_of(workshop: Workshop) -> set[str]:
-    return set(workshop.objects.objects)
+    return set(workshop.objects.objects) - {MARK}
 
 
 def test_objects_that_a_row_points_at_are_never_swept(workshop_with: Make) -> None:
@@ -303,6 +306,7 @@ def test_objects_that_a_row_points_at_are_never_swept(workshop_with: Make) -> No
 def test_orphans_are_swept_when_they_are_old(workshop: Workshop) -> None:
     batch = workshop.submitted(questions(1))
     workshop.run(batch)
+    sweep(workshop.services)
     kept = objects_of(workshop)
     orphans = {
         input_key("batch_killed_at_submit"),
@@ -318,6 +322,16 @@ def test_orphans_are_swept_when_they_are_old(workshop: Workshop) -> None:
     workshop.clock.advance(workshop.limits.orphan_age)
     sweep(workshop.services)
     assert objects_of(workshop) == kept
+
+
+def test_where_nothing_is_an_orphan_nothing_is_looked_for(workshop_with: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    workshop = workshop_with(orphan_age=math.inf, cache_max_bytes=0)
+    workshop.cache.put([CacheEntry(bytes(32), "n", "m", b"x", 1, 1, None)])
+    monkeypatch.delattr(FakeObjects, "list")
+    monkeypatch.delattr(FakeObjects, "sweep_uploads")
+    sweep(workshop.services)
+    assert workshop.cache.stats() == []
+    assert workshop.objects.objects == {}
 
 
 def test_objects_that_are_not_ours_are_left_alone(workshop: Workshop) -> None:
