@@ -54,7 +54,9 @@ _OPTIONS = (
     click.option(
         "--prompt", metavar="TEMPLATE", help="Makes a prompt of a row: 'Solve: {question}' fills in its field."
     ),
-    click.option("--system", metavar="TEXT", help="System message for lines that have none."),
+    click.option(
+        "--system", metavar="TEXT", help="System message (/v1/responses: instructions) for lines that have none."
+    ),
     click.option("--endpoint", metavar="PATH", help="Endpoint of all lines (default: the first line's, or chat)."),
     click.option(
         "--on-invalid",

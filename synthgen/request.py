@@ -37,6 +37,7 @@ _CANNOT_CHANGE_THE_ANSWER: Final = ("stream", "user", "metadata")
 _NO_PARAMETERS: Final = (*set(INPUT_FIELD.values()), "instructions", "model", *_CANNOT_CHANGE_THE_ANSWER)
 _INTEGRAL_FLOAT_ENDS: Final = (b".0,", b".0}", b".0]")
 """How orjson writes an integral float below 2**53; three searches for bytes cost a tenth of one regular expression."""
+_SYSTEM_ROLES: Final = ("system", "developer")
 _BOM: Final = b"\xef\xbb\xbf"
 
 
@@ -97,6 +98,12 @@ def parse_line(raw: bytes, line: int, rules: LineRules) -> Request | Rejected | 
         return Request(line, custom_id, url, body, base_key(url, body), _is_deterministic(url, body))
     except _LineError as error:
         return Rejected(line, error.code, error.message)
+
+
+def check_system(rules: LineRules, url: str) -> None:
+    """Raises BadInput when lines are to get a system prompt, and requests to ``url`` have no place for one."""
+    if rules.system is not None and url not in (CHAT, RESPONSES):
+        raise BadInput(f"--system has no place in requests to {url}: leave it out, or write it into the prompts.")
 
 
 def base_key(url: str, body: Mapping[str, Any]) -> bytes:
@@ -253,10 +260,18 @@ def _complete(body: dict[str, Any], url: str, rules: LineRules) -> None:
             or not all(isinstance(m, dict) and "role" in m for m in content)
         ):
             raise _LineError("invalid_request", "Field 'messages' must be a non-empty list of objects with a 'role'.")
-        if rules.system is not None and content[0]["role"] not in ("system", "developer"):
-            body["messages"] = [{"role": "system", "content": rules.system}, *content]
     elif not isinstance(content, (str, list)) or not content:
         raise _LineError("invalid_request", f"Field '{wanted}' must be a non-empty string or list.")
+    if rules.system is not None and not (isinstance(content[0], dict) and content[0].get("role") in _SYSTEM_ROLES):
+        _set_system(body, url, rules.system)
+
+
+def _set_system(body: dict[str, Any], url: str, system: str) -> None:
+    """Where the endpoint has a place for it; a batch of another endpoint is refused as a whole (``check_system``)."""
+    if url == CHAT:
+        body["messages"] = [{"role": "system", "content": system}, *body["messages"]]
+    elif url == RESPONSES and body.get("instructions") is None:
+        body["instructions"] = system
 
 
 def _is_deterministic(url: str, body: Mapping[str, Any]) -> bool:

@@ -22,7 +22,7 @@ from synthgen.batch import Batch, BatchOptions, OnInvalid, Shard, new_batch_id
 from synthgen.completion import fill_window
 from synthgen.errors import BadInput, InvalidLines, StateConflict
 from synthgen.ports import Notify, ObjectWriter, Services, Source, say_nothing
-from synthgen.request import CHAT, LineRules, Rejected, Request, parse_line
+from synthgen.request import CHAT, LineRules, Rejected, Request, check_system, parse_line
 from synthgen.sharding import Marks, RepeatIndex, ShardCutter, id_digest, input_key, mark_repeats, split_lines
 from synthgen.states import BatchState
 
@@ -204,6 +204,7 @@ class _Intake:
         if isinstance(parsed, Request):
             self._requests += 1
             if self._requests == 1:
+                check_system(self._rules, parsed.url)
                 self._rules = replace(self._rules, endpoint=parsed.url)
                 self._model = self._model or parsed.body.get("model")
             self._ids.add(id_digest(parsed.custom_id), number)

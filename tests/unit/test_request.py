@@ -121,6 +121,16 @@ def test_a_system_prompt_goes_first_unless_the_line_has_one() -> None:
         assert parsed({"messages": own}, rules).body["messages"] == own
 
 
+def test_a_system_prompt_becomes_the_instructions_of_a_response_unless_the_line_has_some() -> None:
+    rules = LineRules(system="Be brief.", endpoint=RESPONSES)
+    plain = parsed({"prompt": "hi"}, rules)
+    assert plain.body == {"input": "hi", "instructions": "Be brief."}
+    assert plain.base_key != parsed({"prompt": "hi"}, LineRules(endpoint=RESPONSES)).base_key
+    assert parsed({"prompt": "hi", "instructions": "Be long."}, rules).body["instructions"] == "Be long."
+    own = [{"role": "developer", "content": "Be long."}, {"role": "user", "content": "hi"}]
+    assert parsed({"input": own}, rules).body == {"input": own}
+
+
 def test_a_raw_row_becomes_a_prompt_by_its_template_and_nothing_else_of_it_is_sent() -> None:
     rules = LineRules(render=template("Solve: {question}"), model="m")
     request = parsed({"question": "1+1", "answer": "2", "custom_id": "q1"}, rules)

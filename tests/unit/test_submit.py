@@ -18,6 +18,7 @@ from synthgen.states import BatchState, ShardState
 from synthgen.submit import Submission, submit
 from tests.workshop import MemorySource, Workshop, jsonl, questions
 
+FOR_ALL = {"model": "m", "input": "q", "prompt": "q"}
 SKIP = {"on_invalid": OnInvalid.SKIP}
 
 
@@ -283,6 +284,13 @@ def test_a_bad_template_is_told_before_anything_is_read(workshop: Workshop) -> N
     with pytest.raises(BadInput, match="template"):
         submit_sources(workshop, source, prompt="{")
     assert source.readings == 0
+
+
+@pytest.mark.parametrize("endpoint", [COMPLETIONS, EMBEDDINGS])
+def test_a_system_prompt_is_refused_where_requests_have_no_place_for_it(workshop: Workshop, endpoint: str) -> None:
+    with pytest.raises(BadInput, match=f"--system has no place in requests to {endpoint}: leave it out"):
+        workshop.submit([{"custom_id": "a", "method": "POST", "url": endpoint, "body": FOR_ALL}], system="Be brief.")
+    assert nothing_is_stored(workshop)
 
 
 def test_a_line_over_the_limit_is_rejected_and_the_next_one_runs(workshop: Workshop) -> None:
