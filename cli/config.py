@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from cli.connection import json_option, settings_in_force
-from cli.console import put_json, put_table
+from cli.console import put_explained, put_json
 from synthgen.settings import Settings
 
 
@@ -20,7 +20,12 @@ def command(*, as_json: bool) -> None:
     shown, origins = settings.shown(), settings.origins
     meanings = {name: field.description or "" for name, field in Settings.model_fields.items()}
     if as_json:
-        put_json({name: {"value": value, "origin": origins[name]} for name, value in shown.items()})
+        put_json(
+            {
+                name: {"value": value, "origin": origins[name], "meaning": meanings[name]}
+                for name, value in shown.items()
+            }
+        )
     else:
         rows = [(name, "-" if value is None else value, origins[name], meanings[name]) for name, value in shown.items()]
-        put_table(("SETTING", "VALUE", "FROM", "MEANING"), rows)
+        put_explained(("SETTING", "VALUE", "FROM", "MEANING"), rows)

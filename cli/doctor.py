@@ -17,7 +17,7 @@ import click
 
 from cli import quantities as q
 from cli.connection import json_option, unread
-from cli.console import put, put_json
+from cli.console import put, put_json, styled
 from cli.exit_codes import TROUBLE
 from synthgen.engines.base import EngineSpec
 from synthgen.errors import BadInput, SynthgenError
@@ -47,7 +47,7 @@ def command(*, as_json: bool) -> int:
         findings.append(finding)
         if not as_json:
             colour = {"ok": "green", "note": "yellow", "problem": "red"}[finding.status]
-            put(f"{click.style(f'{finding.status:<8}', fg=colour)} {finding.check:<9} {finding.message}")
+            put(f"{styled(f'{finding.status:<8}', fg=colour)} {finding.check:<9} {finding.message}")
     if as_json:
         put_json([asdict(finding) for finding in findings])
     return TROUBLE if any(finding.status == "problem" for finding in findings) else 0

@@ -339,7 +339,8 @@ def test_config_masks_secrets_and_tells_where_values_come_from(monkeypatch: pyte
     monkeypatch.setenv("SYNTHGEN_DATABASE_URL", "postgresql://me:hidden@host/db")
     done = CliRunner().invoke(main, ["config", "--json"])
     shown = orjson.loads(done.stdout)
-    assert shown["api_key"] == {"value": "********", "origin": "SYNTHGEN_API_KEY"}
+    assert (shown["api_key"]["value"], shown["api_key"]["origin"]) == ("********", "SYNTHGEN_API_KEY")
+    assert shown["home"]["meaning"].startswith("Folder for embedded state")
     assert shown["window"]["origin"] == "default"
     assert "hidden" not in done.output
     assert "sk-secret" not in CliRunner().invoke(main, ["config"]).output
