@@ -59,9 +59,10 @@ _ENDINGS = frozenset({BatchState.IN_PROGRESS, BatchState.FINALIZING, BatchState.
 
 
 def _end(services: Services, batch: Batch) -> Batch:
+    """Every move holds only since the last: all shards had ended, and somebody may retry the batch while we write."""
     totals = _prove(batch, services.store.shards(batch.id))
     if batch.state is BatchState.IN_PROGRESS and totals.never_ran and not batch.out_of_time:
-        batch = services.store.move(batch.id, BatchState.CANCELLING, reason=_LEFT_OUT)
+        batch = services.store.move(batch.id, BatchState.CANCELLING, reason=_LEFT_OUT, since=batch)
     if batch.state is BatchState.CANCELLING:
         final = BatchState.CANCELLED
     elif batch.state is BatchState.IN_PROGRESS and totals.never_ran:
@@ -69,10 +70,10 @@ def _end(services: Services, batch: Batch) -> Batch:
     else:
         final = BatchState.COMPLETED
         if batch.state is BatchState.IN_PROGRESS:
-            services.store.move(batch.id, BatchState.FINALIZING)
+            batch = services.store.move(batch.id, BatchState.FINALIZING, since=batch)
     _write_manifest(services, batch, final, totals)
     services.cache.purge(namespace=batch.checkpoint_namespace)  # first: nobody comes back to a batch that has ended
-    ended = services.store.move(batch.id, final, reason=batch.reason)
+    ended = services.store.move(batch.id, final, reason=batch.reason, since=batch)
     logger.info("batch ended: batch=%s status=%s succeeded=%d", batch.id, final, totals.counts.succeeded)
     return ended
 

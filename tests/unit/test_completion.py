@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import blake2b
+from typing import Any
 
 import orjson
 import pytest
 
 from synthgen.batch import Batch, CacheMode, Counts, OnInvalid
 from synthgen.completion import fill_window, finish_batch
-from synthgen.control import cancel, pause
+from synthgen.control import cancel, pause, retry
 from synthgen.errors import ServiceUnavailable, SynthgenError
 from synthgen.run_shard import run_shard
 from synthgen.sharding import manifest_key
@@ -83,6 +84,47 @@ def test_of_two_who_finish_at_once_one_does_and_the_other_is_told_nothing(worksh
     workshop.objects.writer = overtaken  # type: ignore[method-assign, assignment]
     assert finish_batch(workshop.services, batch.id) is None
     assert [rival.state for rival in rivals if rival is not None] == [BatchState.COMPLETED]
+
+
+@pytest.mark.parametrize("stalled_at", [BatchState.FINALIZING, BatchState.COMPLETED])
+def test_who_stalls_before_it_ends_a_batch_does_not_end_the_retry_that_has_begun_meanwhile(
+    workshop_with: Make, stalled_at: BatchState
+) -> None:
+    workshop = workshop_with(failing({"line-2": REFUSED}))
+    batch = sealed_but_not_finished(workshop)
+    overtake(workshop, stalled_at, lambda: retry(workshop.services, batch.id))
+    assert finish_batch(workshop.services, batch.id) is None
+    assert workshop.store.get(batch.id).state is BatchState.IN_PROGRESS
+    assert not workshop.store.all_ended(batch.id)
+
+
+@pytest.mark.parametrize("stalled_at", [BatchState.CANCELLING, BatchState.CANCELLED])
+def test_who_stalls_before_it_cancels_what_a_retry_left_out_does_not_cancel_the_next_retry(
+    workshop_with: Make, stalled_at: BatchState
+) -> None:
+    workshop = workshop_with(failing({"line-2": REFUSED}))
+    batch = workshop.submitted(questions(4), shard_requests=2)
+    run_shard(workshop.services, workshop.worker, batch.id)
+    cancel(workshop.services, batch.id)
+    retry(workshop.services, batch.id, codes=[REFUSED.code])
+    overtake(workshop, stalled_at, lambda: retry(workshop.services, batch.id))
+    workshop.run(batch)
+    assert workshop.store.get(batch.id).state is BatchState.COMPLETED
+    assert workshop.progress(batch)["succeeded"] == 3
+
+
+def overtake(workshop: Workshop, to: BatchState, then: Callable[[], object]) -> None:
+    """Whoever is about to make this move stalls; meanwhile somebody else ends the batch, and ``then`` happens."""
+    move = workshop.store.move
+
+    def stalls(batch_id: str, target: BatchState, **options: Any) -> Batch:
+        if target is to:
+            workshop.store.move = move  # type: ignore[method-assign]
+            assert finish_batch(workshop.services, batch_id)
+            then()
+        return move(batch_id, target, **options)
+
+    workshop.store.move = stalls  # type: ignore[method-assign]
 
 
 def test_a_crash_at_the_very_end_leaves_none_of_a_batchs_own_answers_behind(workshop: Workshop) -> None:
