@@ -28,6 +28,12 @@ _OPTIONS = (
         "--shards", type=click.IntRange(1), metavar="N", help="Shards worked on at once (default: by --in-flight)."
     ),
     click.option("--timeout", type=float, metavar="SECONDS", help="For one try of one request (default: 600)."),
+    click.option(
+        "--start-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="For a vllm or server engine until it serves (default: 1800).",
+    ),
     click.option("--gpus", metavar="0,1", help="GPUs that a vllm or server engine sees (default: all)."),
     click.option(
         "--command",
@@ -64,6 +70,7 @@ _SETTINGS = (
     "input_price",
     "output_price",
     "gpus",
+    "start_timeout",
     "vllm_python",
     "measure_ttft",
 )

@@ -113,6 +113,7 @@ class Settings(BaseModel):
     command: Words = Field((), description="What opens the server of the server engine; {port} is its port.")
     engine_arguments: Words = Field((), description="Passed on to vLLM untouched.")
     vllm_python: str | None = Field(None, description="Interpreter whose environment has vLLM; default this one.")
+    start_timeout: float | None = Field(None, gt=0, description="Until a server of our own must serve; else 1800.")
     gpus: str | None = Field(None, description="GPUs that the worker's engine sees, such as 0,1; default all.")
     idle_exit: float | None = Field(None, gt=0, description="A worker without work for so long ends.")
     idle_sleep: float | None = Field(None, gt=0, description="A vLLM without work for so long sleeps.")

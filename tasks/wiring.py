@@ -169,6 +169,7 @@ def engine_spec(settings: Settings) -> EngineSpec:
         python=settings.vllm_python,
         models_dir=settings.models_folder,
         gpus=settings.gpus,
+        start_timeout=settings.start_timeout,
         measure_ttft=settings.measure_ttft,
     )
 
@@ -178,6 +179,7 @@ _ONLY_FOR = {
     "engine_arguments": (("vllm",), "what stands after --"),
     "vllm_python": (("vllm",), "--vllm-python"),
     "gpus": (("vllm", "server"), "--gpus"),
+    "start_timeout": (("vllm", "server"), "--start-timeout"),
     "engine_options": (("openai", "litellm", "mock"), "--engine-option (what stands after -- goes to vLLM)"),
 }
 """Settings that only some engines read. In the environment they may be meant for other workers, as an option not."""

@@ -48,6 +48,8 @@ class EngineSpec:
     """``vllm``: where pulled weights lie (``synthgen.models``)."""
     gpus: str | None = None
     """GPUs that the server sees, such as ``0,1``; None: all."""
+    start_timeout: float | None = None
+    """Seconds until a server of our own must serve; None: what its engine thinks enough."""
     measure_ttft: bool = False
     """``openai``, ``vllm``, ``server``: replies are streamed, so that the times of their tokens are known."""
 

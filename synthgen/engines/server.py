@@ -56,7 +56,7 @@ class ServerEngine:
             environ=self.environ(spec),
             ready_path=self.ready_path,
             loaded_path=self.loaded_path,
-            patience=self.patience,
+            patience=replace(self.patience, start=spec.start_timeout or self.patience.start),
         )
         self._client: OpenAIEngine | None = None
         self._client_url = ""

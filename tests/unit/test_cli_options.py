@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from cli.engine_options import engine_options
 from cli.main import main
 from cli.quantities import Duration, Size
 from synthgen.batch import BatchOptions, CacheMode, OnInvalid
+from synthgen.engines.server import ServerEngine
 from synthgen.errors import BadInput
 from synthgen.settings import Settings
+from tasks.wiring import engine_spec
 
 
 @pytest.fixture(autouse=True)
@@ -174,6 +177,13 @@ def test_engine_options_override_settings_and_say_where_they_come_from() -> None
     assert (made.request_timeout, made.model, made.input_price) == (5.0, "m", 0.5)
     assert made.origins["in_flight"] == "command line"
     assert made.origins["output_price"] == "default"
+
+
+def test_a_server_may_be_given_less_or_more_time_to_start() -> None:
+    made = settings("--engine", "server", "--command", "serve {port}", "--start-timeout", "7200")
+    engine = ServerEngine(engine_spec(made))
+    assert engine._child._patience.start == 7_200
+    assert ServerEngine(replace(engine_spec(made), start_timeout=None))._child._patience.start == 1_800
 
 
 def test_engine_options_of_the_command_line_join_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
