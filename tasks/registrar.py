@@ -28,6 +28,8 @@ _BEATS_AVERAGED: Final = 4
 _LAST_WORDS: Final = 5.0
 """Seconds for a beat under way when the worker ends; with the database away nobody waits for it."""
 _ANNOUNCEMENT: Final = re.compile(r"\s[^.]*:$")
+_CAUSE: Final = re.compile(r"^\s*[\w.]*[A-Z]\w*(Error|Exception): ")
+"""How an engine's last words begin where they name an error (``telling`` puts it first)."""
 
 
 def beat_interval(lease: float) -> float:
@@ -198,6 +200,8 @@ def registered(registrar: Registrar) -> Iterator[Registrar]:
 
 
 def _first_sentences(reason: str) -> str:
-    """One line of it, without the announcement of more lines: an engine's last words are in the worker's log."""
-    lines = reason.strip().splitlines() or [""]
-    return _ANNOUNCEMENT.sub("", lines[0])
+    """One line of it, without the announcement of more lines, and the error that an engine names as the cause: the
+    rest of its last words is in the worker's log."""
+    first, *words = reason.strip().splitlines() or [""]
+    cause = next((line.strip() for line in words[:1] if _CAUSE.search(line)), "")
+    return " ".join(filter(None, (_ANNOUNCEMENT.sub("", first), cause)))

@@ -206,6 +206,22 @@ def test_a_worker_that_ends_because_a_shard_found_the_engine_gone_leaves_its_rea
     assert [(worker.state, worker.reason) for worker in bench.listed()] == [(S.FAILED, "It died.")]
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["torch.OutOfMemoryError: CUDA out of memory.", "RuntimeError: failed", "bye"], True),
+        (["INFO: loading weights", "bye"], False),
+    ],
+)
+def test_the_error_that_an_engine_names_as_the_cause_is_a_part_of_the_reason(
+    bench: Bench, words: list[str], shown: bool
+) -> None:
+    bench.registrar.fail("\n    ".join(["The vllm server ended with code 1. What it said of it:", *words]))
+    bench.registrar.close()
+    reason = "The vllm server ended with code 1."
+    assert [worker.reason for worker in bench.listed()] == [f"{reason} {words[0]}" if shown else reason]
+
+
 def test_a_worker_that_cannot_start_leaves_its_reason_behind(bench: Bench) -> None:
     with pytest.raises(FatalError), registered(bench.registrar):
         raise FatalError("No such model.", code="engine_gone")
