@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from synthgen.batch import Batch
 from synthgen.completion import fill_window, finish_batch
-from synthgen.errors import StateConflict
+from synthgen.errors import InputChanged, NotFound, StateConflict, SynthgenError
 from synthgen.owner import dead_owners
 from synthgen.ports import Services
 from synthgen.run_shard import close_shards
@@ -39,11 +39,12 @@ def resume(services: Services, batch_id: str) -> Batch:
     return finish_batch(services, batch_id) or batch
 
 
-def cancel(services: Services, batch_id: str) -> Batch:
+def cancel(services: Services, batch_id: str, *, give_up: bool = False) -> Batch:
     """End a batch early; finished rows are kept, the others become ``batch_cancelled``. Repeating it is harmless.
 
     Returns the batch as ``cancelled``, or as ``cancelling`` while workers still give back what they run.
-    Raises StateConflict when it has ended otherwise.
+    Raises StateConflict when it has ended otherwise, SynthgenError where its input cannot be read; with ``give_up``
+    what was begun then counts as never run, and the answers that it has paid for are lost to it.
     """
     batch = services.store.get(batch_id)
     if batch.state is BatchState.CANCELLED:
@@ -51,7 +52,7 @@ def cancel(services: Services, batch_id: str) -> Batch:
     if batch.state is not BatchState.CANCELLING:
         batch = services.store.move(batch_id, BatchState.CANCELLING, reason="Cancelled by the user.")
     rescue(services)  # where only ``run`` works there is no upkeep that would
-    return wind_down(services, batch, give_up=True)
+    return wind_down(services, batch, give_up=give_up)
 
 
 def rescue(services: Services) -> None:
@@ -63,10 +64,18 @@ def rescue(services: Services) -> None:
 def wind_down(services: Services, batch: Batch, *, give_up: bool = False) -> Batch:
     """End all shards of a batch that is cancelling or past its window, as far as nobody runs them.
 
-    Those whose input cannot be read are given up when a person has said so; else that is raised.
+    Those whose input cannot be read are given up when a person has said so: the storage may only be away from where we
+    are, and elsewhere they end with the answers that they have. Else SynthgenError is raised.
     """
     services.store.cancel_unstarted(batch.id)
-    close_shards(services, batch.id, give_up=give_up)
+    try:
+        close_shards(services, batch.id, give_up=give_up)
+    except (InputChanged, NotFound) as error:
+        raise SynthgenError(
+            f"{error} So {batch.id} cannot end from here: cancel it where SYNTHGEN_STORAGE_URL leads to its input, "
+            "which keeps the answers that it has paid for, or, if that input is gone for good, run: "
+            f"synthgen cancel --give-up {batch.id}"
+        ) from error
     return finish_batch(services, batch.id) or services.store.get(batch.id)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from synthgen.results import Which
 from synthgen.run_shard import close_shards, given_up, run_shard
 from synthgen.states import BatchState, ShardState
 from synthgen.upkeep import move_on
+from tests.fakes.object_store import FakeObjects
 from tests.fakes.scripted_engine import PATIENCE, Gate
 from tests.workshop import WRONG_KEY, Workshop, echo, error_codes, failing, gated, ids, questions
 
@@ -159,13 +161,28 @@ def test_a_batch_that_is_cancelled_without_its_input_keeps_what_is_sealed_and_co
     workshop.clock.advance(60)
     with pytest.raises(SynthgenError):  # the storage may only be away from here: a person has to say so
         move_on(workshop.services, workshop.store.get(batch.id))
-    assert cancel(workshop.services, batch.id).state is BatchState.CANCELLED
+    with pytest.raises(SynthgenError, match=f"synthgen cancel --give-up {batch.id}"):
+        cancel(workshop.services, batch.id)
+    assert workshop.store.get(batch.id).state is BatchState.CANCELLING
+    assert cancel(workshop.services, batch.id, give_up=True).state is BatchState.CANCELLED
     assert [record.name for record in caplog.records if "given up" in record.message] == [given_up.name]
     assert workshop.shard_states(batch) == [ShardState.DONE, ShardState.CANCELLED, ShardState.CANCELLED]
     progress = workshop.progress(batch)
     assert (progress["succeeded"], progress["failed"], progress["pending"]) == (2, 3, 0)
     assert ids(workshop.results(batch, Which.SUCCEEDED)) == ["line-1", "line-2"]
     assert workshop.submitted(questions(5), shard_requests=2, completion_window=60).id != batch.id
+
+
+def test_a_cancel_that_does_not_see_the_storage_leaves_paid_answers_to_whoever_sees_it(workshop: Workshop) -> None:
+    batch = workshop.submitted(questions(3))
+    workshop.engine.answer = failing({"line-3": WRONG_KEY})
+    workshop.run(batch)
+    blind = replace(workshop.services, objects=FakeObjects())
+    with pytest.raises(SynthgenError, match="SYNTHGEN_STORAGE_URL"):
+        cancel(blind, batch.id)
+    assert workshop.store.get(batch.id).state is BatchState.CANCELLING
+    assert cancel(workshop.services, batch.id).state is BatchState.CANCELLED
+    assert error_codes(workshop.results(batch)) == [None, None, "batch_cancelled"]
 
 
 def test_a_worker_that_stops_before_it_begins_asks_nothing(workshop: Workshop) -> None:
