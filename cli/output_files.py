@@ -12,12 +12,19 @@ from typing import BinaryIO, Final
 
 import orjson
 
+from storage.packing import PACKED, first_line, packed
 from synthgen.batch import Batch
 from synthgen.errors import BadInput, NotFound, SynthgenError
 from synthgen.ports import Services
 
 STDOUT: Final = "-"
 STDIN: Final = "-"
+_OTHER_FORMATS: Final = (
+    ".json",
+    *(".csv", ".tsv", ".xlsx"),
+    *(".parquet", ".arrow", ".feather", ".avro"),
+    *(".zip", ".bz2", ".xz"),
+)
 _ID_PREFIX: Final = "batch_req_"
 
 
@@ -27,7 +34,10 @@ class CannotWrite(SynthgenError):
 
 def check_places(*places: str | None, inputs: Iterable[str] = ()) -> None:
     """Before any work: the folders are there, and no place is another one or one of ``inputs``. Raises BadInput."""
-    paths = [Path(place) for place in places if place is not None and place != STDOUT]
+    named = [place for place in places if place is not None and place != STDOUT]
+    for place in named:
+        _check_name(place)
+    paths = [Path(place) for place in named]
     files = [path for path in paths if not _is_no_file(path)]
     if len({path.resolve() for path in files}) < len(files):
         raise BadInput("-o and --errors name the same file: give each its own.")
@@ -42,6 +52,21 @@ def check_places(*places: str | None, inputs: Iterable[str] = ()) -> None:
         opened = folder if path in files else path
         if not os.access(opened, os.W_OK):
             raise BadInput(f"Cannot write {path}: the permissions of {opened} do not allow it.")
+
+
+def _check_name(place: str) -> None:
+    """What a name promises is what the file holds."""
+    if "://" in place:
+        raise BadInput(
+            f"Cannot write {place}: answers go to a file; pipe 'synthgen results BATCH' into a tool that writes there, "
+            f"such as 'aws s3 cp - {place}'."
+        )
+    ending = Path(next((place.removesuffix(end) for end in PACKED if place.endswith(end)), place)).suffix.lower()
+    if ending in _OTHER_FORMATS:
+        raise BadInput(
+            f"Cannot write {place}: answers are JSON lines, not {ending}; "
+            "name a file that ends in .jsonl, or in .jsonl.gz or .jsonl.zst to have it packed."
+        )
 
 
 def _real_path(place: str) -> Path:
@@ -73,10 +98,8 @@ def check_contents(services: Services, batch: Batch | None, *places: str | None)
 
 def batch_of_file(path: Path) -> str | None:
     """The batch whose answers or rejected lines are in the file, by its first line; None for any other content."""
-    with path.open("rb") as file:
-        first = file.readline(100_000_000)
     try:
-        value = orjson.loads(first)
+        value = orjson.loads(first_line(path))
         if "batch_id" in value:
             return str(value["batch_id"])
         number = str(value["id"]).removeprefix(_ID_PREFIX).rpartition("_")[0]
@@ -89,8 +112,8 @@ def batch_of_file(path: Path) -> str | None:
 def writing(place: str) -> Iterator[BinaryIO]:
     """A file that appears under its name when the block ends well, and not at all otherwise. Raises CannotWrite."""
     try:
-        with _opened(place) as file:
-            yield file
+        with _opened(place) as file, packed(file, place) as packer:
+            yield packer
     except BrokenPipeError:
         raise  # `synthgen results … | head`
     except OSError as error:

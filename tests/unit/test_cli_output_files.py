@@ -10,6 +10,7 @@ import pytest
 
 from cli.collecting import collect
 from cli.output_files import CannotWrite, batch_of_file, check_contents, check_places, writing
+from storage.sources import open_source
 from synthgen.batch import Batch
 from synthgen.errors import BadInput
 from synthgen.ports import say_nothing
@@ -129,6 +130,37 @@ def test_an_empty_file_and_a_missing_one_and_standard_output_may_be_written(work
 def test_two_names_of_one_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="same file"):
         check_places(str(tmp_path / "a"), str(tmp_path / "." / "a"))
+
+
+@pytest.mark.parametrize(("ending", "magic"), [(".gz", b"\x1f\x8b"), (".zst", b"\x28\xb5\x2f\xfd")])
+def test_answers_are_packed_as_the_name_says_and_known_again(
+    workshop: Workshop, tmp_path: Path, ending: str, magic: bytes
+) -> None:
+    batch, path = answered(workshop), tmp_path / f"out.jsonl{ending}"
+    collect(workshop.services, batch, str(path), None, say_nothing)
+    check_places(str(path))
+    check_contents(workshop.services, batch, str(path))
+    assert path.read_bytes().startswith(magic)
+    assert batch_of_file(path) == batch.id
+    source = open_source(str(path), workshop.objects)
+    assert [orjson.loads(line)["custom_id"] for line in b"".join(source.chunks()).splitlines()] == [
+        "line-1",
+        "line-2",
+        "line-3",
+    ]
+    path.write_bytes(magic + b"not really")
+    assert batch_of_file(path) is None
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.JSON", "out.parquet", "out.csv.gz", "out.zip"])
+def test_a_name_that_promises_another_format_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadInput, match="answers are JSON lines"):
+        check_places(str(tmp_path / name))
+
+
+def test_a_url_is_refused_with_the_way_to_get_answers_there() -> None:
+    with pytest.raises(BadInput, match=r"pipe 'synthgen results BATCH'.*aws s3 cp - s3://bucket/out"):
+        check_places("s3://bucket/out.jsonl")
 
 
 def test_an_input_is_never_written_over(tmp_path: Path) -> None:
