@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from typing import Any
 
 import orjson
 
-from synthgen.batch import Batch
+from synthgen.batch import Batch, Shard
+from synthgen.errors import NotFound
 from synthgen.ports import Services, ShardStatus, StoredRequest
 from synthgen.request import Request, parse_line
 from synthgen.response import CANCELLED, EXPIRED, never_ran, output_line
@@ -142,14 +144,35 @@ def _is_good(line: bytes) -> bool:
 
 def _never_ran_lines(services: Services, batch: Batch, status: ShardStatus) -> Iterator[bytes]:
     """A shard that was cancelled before it began has no object: its lines are made from the input."""
-    shard, rules = status.shard, batch.options.rules()
     batch = services.store.get(batch.id)  # it may have been cancelled since the reading began
     code = EXPIRED if batch.out_of_time else CANCELLED
+    for line, custom_id in _asked_for(services, batch, status.shard):
+        made = output_line(batch.id, never_ran(line, custom_id or "", code))
+        yield made if custom_id is not None else _without_id(made)
+
+
+def _asked_for(services: Services, batch: Batch, shard: Shard) -> list[tuple[int, str | None]]:
+    """Line and id of each request; of an input that is gone or changed as many as were counted, without ids."""
     last_line = shard.first_line + shard.lines - 1
     rejected = {bad.line for bad in services.store.rejected(batch.id, first=shard.first_line, last=last_line)}
+    try:
+        requests = _read_requests(services, batch, shard, rejected)
+    except NotFound:
+        requests = []
+    if len(requests) == shard.requests:
+        return [(request.line, request.custom_id) for request in requests]
+    lines = (line for line in range(shard.first_line, last_line + 1) if line not in rejected)  # empty ones among them
+    return [(line, None) for line in islice(lines, shard.requests)]
+
+
+def _read_requests(services: Services, batch: Batch, shard: Shard, rejected: set[int]) -> list[Request]:
+    rules = batch.options.rules()
     raw = services.objects.get(batch.input_key, start=shard.start, end=shard.end)
     lines = (line for piece in split_lines([raw], max_bytes=rules.max_bytes) for line, _ in piece)
-    for number, line in enumerate(lines, start=shard.first_line):
-        request = None if number in rejected else parse_line(line, number, rules)
-        if isinstance(request, Request):
-            yield output_line(batch.id, never_ran(number, request.custom_id, code))
+    numbered = ((number, line) for number, line in enumerate(lines, start=shard.first_line) if number not in rejected)
+    parsed = (parse_line(line, number, rules) for number, line in numbered)
+    return [request for request in parsed if isinstance(request, Request)]
+
+
+def _without_id(line: bytes) -> bytes:
+    return orjson.dumps(orjson.loads(line) | {"custom_id": None}, option=orjson.OPT_APPEND_NEWLINE)

@@ -181,6 +181,27 @@ def test_lines_of_a_batch_that_is_cancelled_while_they_are_read_say_so(workshop:
     assert error_codes(map(orjson.loads, found.splitlines())) == [None, None, *["batch_cancelled"] * 2]
 
 
+@pytest.mark.parametrize("input_is", [None, b"", b"{}\n", b'{"prompt": "another"}\n' * 9])
+def test_without_their_input_lines_that_never_ran_are_as_many_as_were_counted(
+    workshop: Workshop, input_is: bytes | None
+) -> None:
+    rows = [*questions(2), b"garbage", {"prompt": "q"}, b"", {"prompt": "r"}, *questions(2, start=7)]
+    batch = workshop.submitted(rows, shard_requests=2, on_invalid=OnInvalid.SKIP)
+    run_shard(workshop.services, workshop.worker, batch.id)
+    workshop.objects.delete([batch.input_key])
+    if input_is is not None:
+        workshop.objects.put(batch.input_key, input_is)
+    cancel(workshop.services, batch.id)
+    results = workshop.results(batch)
+    assert error_codes(results) == [None, None, *["batch_cancelled"] * 4]
+    lines = [line["synthgen"]["line"] for line in results]
+    assert lines == sorted(set(lines))
+    assert 3 not in lines
+    assert ids(results[:2]) == ["line-1", "line-2"]
+    if input_is is None:
+        assert ids(results[2:]) == [None] * 4
+
+
 def test_a_raw_row_that_never_ran_keeps_its_id(workshop: Workshop) -> None:
     batch = workshop.submitted([{"q": "a", "custom_id": "x"}, {"q": "b"}], prompt="Say {q}")
     cancel(workshop.services, batch.id)
