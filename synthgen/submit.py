@@ -21,6 +21,7 @@ import orjson
 from synthgen.batch import Batch, BatchOptions, OnInvalid, Shard, new_batch_id
 from synthgen.completion import fill_window
 from synthgen.errors import BadInput, InvalidLines, StateConflict
+from synthgen.joined import JoinedSources
 from synthgen.ports import Notify, ObjectWriter, Services, Source, say_nothing
 from synthgen.request import CHAT, LineRules, Rejected, Request, check_system, parse_line
 from synthgen.sharding import Marks, RepeatIndex, ShardCutter, id_digest, input_key, mark_repeats, split_lines
@@ -61,8 +62,8 @@ def submit(
         look_at(earlier)
         return _attach(services, earlier)
     batch_id = new_batch_id()
-    with _Intake(services, batch_id, options) as intake:
-        intake.read(sources, notify)
+    with _Intake(services, batch_id, options, sources) as intake:
+        intake.read(notify)
         batch = intake.store(name, salt=batch_id if new else "")
     if batch.id != batch_id:
         look_at(batch)
@@ -91,7 +92,7 @@ def _find_before_reading(
     if None in sizes or not any(services.store.has_unfinished(total + extra) for extra in range(len(sources))):
         return None
     content, done = blake2b(digest_size=32), 0
-    for chunk in _joined(sources):
+    for chunk in JoinedSources(sources).chunks():
         content.update(chunk)
         done += len(chunk)
         notify("comparing", done, total)
@@ -105,23 +106,13 @@ def fingerprint(content: bytes, options: BatchOptions, *, salt: str) -> str:
     return blake2b(content + wanted + salt.encode(), digest_size=32).hexdigest()
 
 
-def _joined(sources: Iterable[Source]) -> Iterator[bytes]:
-    """The sources as one stream; a missing last newline is put in between two of them."""
-    last = b"\n"
-    for source in sources:
-        if last != b"\n":
-            yield b"\n"
-        for chunk in source.chunks():
-            if chunk:
-                yield chunk
-                last = chunk[-1:]
-
-
 class _Intake:
     """One pass over the input. Leaving the block before ``store`` removes what was uploaded."""
 
-    def __init__(self, services: Services, batch_id: str, options: BatchOptions) -> None:
+    def __init__(self, services: Services, batch_id: str, options: BatchOptions, sources: Sequence[Source]) -> None:
         self._services = services
+        self._sources = sources
+        self._joined = JoinedSources(sources)
         self._batch_id = batch_id
         self._asked = options
         self._rules: LineRules = options.rules()
@@ -130,7 +121,7 @@ class _Intake:
         self._ids = RepeatIndex()
         self._questions = {True: RepeatIndex(), False: RepeatIndex()}
         shown_only = options.on_invalid is OnInvalid.FAIL
-        self._rejected = _RejectedSpool(at_most=_SHOWN if shown_only else None)
+        self._rejected = _RejectedSpool(self._joined, at_most=_SHOWN if shown_only else None)
         self._requests = 0
         self._model: str | None = options.model
         self._cleanup = ExitStack()
@@ -142,8 +133,9 @@ class _Intake:
         self._cleanup.close()
         self._rejected.close()
 
-    def read(self, sources: Sequence[Source], notify: Notify) -> None:
+    def read(self, notify: Notify) -> None:
         """Check, hash and cut all lines while they are uploaded. Raises InvalidLines or BadInput."""
+        sources = self._sources
         size = sum(source.size or 0 for source in sources) if all(s.size is not None for s in sources) else None
         key = input_key(self._batch_id)
         if len(sources) == 1 and sources[0].copy_to(key):
@@ -152,7 +144,7 @@ class _Intake:
             self._judge()
             return
         with self._services.objects.writer(key) as writer:
-            self._check(_joined(sources), writer, size, notify)
+            self._check(self._joined.chunks(), writer, size, notify)
             self._judge()
             writer.commit()
         self._cleanup.callback(self._services.objects.delete, [key])
@@ -263,7 +255,8 @@ class _RejectedSpool:
     ``firsts`` are those that show only when all lines are read: the later lines with an id, and where it was first.
     """
 
-    def __init__(self, *, at_most: int | None) -> None:
+    def __init__(self, joined: JoinedSources, *, at_most: int | None) -> None:
+        self._joined = joined
         self._file: IO[bytes] = tempfile.TemporaryFile(prefix="synthgen-rejected-")  # noqa: SIM115 - closed by close()
         self._at_most = at_most
         self.count = 0
@@ -272,17 +265,18 @@ class _RejectedSpool:
     def add(self, rejected: Rejected) -> None:
         """In line order; counted, and kept unless there are ``at_most`` already."""
         if self._at_most is None or self.count < self._at_most:
-            self._file.write(orjson.dumps(rejected, option=orjson.OPT_APPEND_NEWLINE))
+            self._file.write(orjson.dumps(self._joined.placed(rejected), option=orjson.OPT_APPEND_NEWLINE))
         self.count += 1
 
     def __iter__(self) -> Iterator[Rejected]:
         self._file.seek(0)
         early = (Rejected(**orjson.loads(line)) for line in self._file)
-        late = (
-            Rejected(line, "duplicate_custom_id", f"Field 'custom_id' is the same as on line {first:,}.")
-            for line, first in self.firsts
-        )
+        late = (self._joined.placed(self._repeated_id(line, first)) for line, first in self.firsts)
         return heapq.merge(early, late, key=lambda rejected: rejected.line)
+
+    def _repeated_id(self, line: int, first: int) -> Rejected:
+        message = f"Field 'custom_id' is the same as on {self._joined.place(first)}."
+        return Rejected(line, "duplicate_custom_id", message)
 
     def close(self) -> None:
         self._file.close()

@@ -260,6 +260,19 @@ def test_bad_lines_are_told_in_line_order_whatever_is_wrong_with_them(workshop: 
     assert [bad.line for bad in told.value.first] == [2, 3, 4, 5]
 
 
+def test_bad_lines_of_several_inputs_are_told_by_file_and_line(workshop: Workshop) -> None:
+    same = {"prompt": "q", "custom_id": "x"}
+    first = MemorySource([b'{"prompt":"p"}\n\n', jsonl([same]).rstrip(b"\n")], name="a.jsonl")
+    empty = MemorySource(b"", name="empty.jsonl")
+    last = MemorySource([b"garb", b"age\n" + jsonl([same])], name="b.jsonl")
+    with pytest.raises(InvalidLines) as told:
+        submit_sources(workshop, first, empty, last)
+    garbage, repeated = told.value.first
+    assert (garbage.line, repeated.line) == (4, 5)
+    assert garbage.message.startswith("b.jsonl:1: Line is not valid JSON")
+    assert repeated.message == "b.jsonl:2: Field 'custom_id' is the same as on a.jsonl:3."
+
+
 def test_a_named_line_and_a_line_named_by_its_number_may_collide(workshop: Workshop) -> None:
     with pytest.raises(InvalidLines) as told:
         workshop.submit([{"prompt": "a", "custom_id": "line-2"}, {"prompt": "b"}])
