@@ -18,7 +18,7 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy import exc
 
-from synthgen.errors import BadSetting, ServiceUnavailable
+from synthgen.errors import BadSetting, DatabaseUnavailable
 from synthgen.retry import RetryPolicy, backoff
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Database:
         """``work`` in one transaction; again from its beginning while the server is away or picked us as a victim.
 
         ``work`` may thus be committed twice, when only the reply of the first commit was lost: it has to bear that.
-        Raises ServiceUnavailable when patience is over, BadSetting when the database refuses us or has no tables.
+        Raises DatabaseUnavailable when patience is over, BadSetting when the database refuses us or has no tables.
         """
         give_up = time.monotonic() + self._patience
         failures = 0
@@ -91,7 +91,7 @@ class Database:
                     self._note_return()
                 return result
             except exc.TimeoutError as error:
-                raise ServiceUnavailable(
+                raise DatabaseUnavailable(
                     f"All connections to the database at {self.place} stayed busy for {self._patience:g} s; "
                     "run fewer shards at once."
                 ) from error
@@ -140,7 +140,7 @@ class Database:
         elif sqlstate not in _PASSING and not (sqlstate or "").startswith("08"):
             raise error
         if out_of_patience:
-            raise ServiceUnavailable(
+            raise DatabaseUnavailable(
                 f"The database at {self.place} does not answer ({_reason(said)}); check that it is running."
             ) from error
         if sqlstate not in _VICTIM:

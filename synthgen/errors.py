@@ -11,6 +11,7 @@ A request that fails is data (a ``Response``), never an exception; exceptions ar
     ├── StateConflict             it exists, but its state does not allow this
     ├── LostLease                 another attempt holds the shard now: stop and write nothing
     ├── ServiceUnavailable        database, broker or object store does not answer
+    │   └── DatabaseUnavailable   … and it is the database, without which nothing can go on
     └── EngineError               one call to an engine; the lane makes a response of it, unless it is fatal
         ├── RetryableError        the same request may succeed later
         │   ├── RateLimited       429; says how long to wait
@@ -85,6 +86,10 @@ class LostLease(SynthgenError):
 
 class ServiceUnavailable(SynthgenError):
     """The database, the broker or the object store did not answer within our patience."""
+
+
+class DatabaseUnavailable(ServiceUnavailable):
+    """The database did not. Of the others one object or one queue may be the trouble, and the rest be well."""
 
 
 class EngineError(SynthgenError):

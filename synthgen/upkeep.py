@@ -13,7 +13,7 @@ from collections.abc import Callable
 from synthgen.batch import Batch
 from synthgen.completion import fill_window, finish_batch
 from synthgen.control import rescue, wind_down
-from synthgen.errors import NotFound, ServiceUnavailable, SynthgenError
+from synthgen.errors import DatabaseUnavailable, NotFound, ServiceUnavailable, SynthgenError
 from synthgen.ports import ObjectInfo, Services
 from synthgen.sharding import PREFIX, batch_of, input_key, manifest_key
 from synthgen.states import BatchState
@@ -94,10 +94,10 @@ def sweep(services: Services) -> None:
 
 
 def _one_step(services: Services, batch: Batch, step: Callable[[Services, Batch], None]) -> None:
-    """One batch's trouble must not keep the others waiting."""
+    """One batch's trouble must not keep the others waiting: the storage may fail for one of its objects alone."""
     try:
         step(services, batch)
-    except ServiceUnavailable:
+    except DatabaseUnavailable:
         raise
     except SynthgenError as error:
         logger.error("upkeep: batch=%s: %s", batch.id, error)

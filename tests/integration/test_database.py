@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from storage import embedded_postgres
 from storage.batch_store import PostgresBatchStore
 from storage.database import Database, driver_of
-from synthgen.errors import BadSetting, NotFound, ServiceUnavailable, StateConflict
+from synthgen.errors import BadSetting, DatabaseUnavailable, NotFound, StateConflict
 from synthgen.request import Rejected
 from synthgen.states import BatchState, ShardState
 from tests.examples import claimed, result_of, rows_of, some_batch, some_shards
@@ -141,7 +141,7 @@ def test_a_restart_of_the_server_is_waited_for(tmp_path: Path) -> None:
 )
 def test_a_server_that_stays_away_is_named_without_the_password(host: str, reason: str) -> None:
     database = Database(f"postgresql://me:s3cret@{host}/mine", patience_seconds=0.2)
-    with pytest.raises(ServiceUnavailable) as error:
+    with pytest.raises(DatabaseUnavailable) as error:
         database.run(one)
     assert f"{host}/mine does not answer" in str(error.value)
     assert reason in str(error.value)
@@ -165,7 +165,7 @@ def test_a_database_without_tables_says_what_to_run(empty_database_url: str) -> 
 
 def test_waiting_for_a_free_connection_ends(database_url: str) -> None:
     database = Database(database_url, pool_size=1, patience_seconds=0.1)
-    with pytest.raises(ServiceUnavailable, match="stayed busy"):
+    with pytest.raises(DatabaseUnavailable, match="stayed busy"):
         database.run(lambda _: database.run(one))
     database.close()
 

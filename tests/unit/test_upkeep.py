@@ -11,7 +11,7 @@ import pytest
 
 from synthgen.batch import Batch
 from synthgen.control import cancel, pause, retry
-from synthgen.errors import ServiceUnavailable
+from synthgen.errors import DatabaseUnavailable, ServiceUnavailable
 from synthgen.owner import current_owner
 from synthgen.ports import CacheEntry
 from synthgen.run_shard import run_shard
@@ -275,11 +275,33 @@ def test_a_database_that_is_away_ends_the_round(workshop: Workshop, monkeypatch:
     workshop.submitted(questions(1))
 
     def away(*_: object, **__: object) -> None:
-        raise ServiceUnavailable("The database does not answer.")
+        raise DatabaseUnavailable("The database does not answer.")
 
     monkeypatch.setattr(workshop.store, "all_ended", away)
-    with pytest.raises(ServiceUnavailable):
+    with pytest.raises(DatabaseUnavailable):
         upkeep(workshop)
+
+
+def test_an_object_that_cannot_be_reached_keeps_only_its_own_batch_waiting(
+    workshop: Workshop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck = crashed_at_the_end(workshop)
+    younger = crashed_at_the_end(workshop, start=10)
+    writer = workshop.objects.writer
+
+    def broken(key: str) -> Any:
+        if stuck.id in key:
+            raise ServiceUnavailable(f"{key} cannot be written: input/output error.")
+        return writer(key)
+
+    monkeypatch.setattr(workshop.objects, "writer", broken)
+    assert upkeep(workshop)
+    assert workshop.store.get(younger.id).state is BatchState.COMPLETED
+    assert workshop.store.get(stuck.id).state is BatchState.FINALIZING
+    assert f"batch={stuck.id}" in caplog.text
+    monkeypatch.undo()
+    upkeep(workshop)
+    assert workshop.store.get(stuck.id).state is BatchState.COMPLETED
 
 
 # ---- the sweep
