@@ -85,7 +85,7 @@ def check_contents(services: Services, batch: Batch | None, *places: str | None)
     Before the batch is known (None) any answers of ours will do. Raises BadInput.
     """
     for place in places:
-        if place is None or place == STDOUT or not Path(place).is_file() or not Path(place).stat().st_size:
+        if place is None or place == STDOUT or not Path(place).is_file() or first_line(Path(place)) == b"":
             continue
         theirs = batch_of_file(Path(place))
         if theirs is None:
@@ -99,7 +99,7 @@ def check_contents(services: Services, batch: Batch | None, *places: str | None)
 def batch_of_file(path: Path) -> str | None:
     """The batch whose answers or rejected lines are in the file, by its first line; None for any other content."""
     try:
-        value = orjson.loads(first_line(path))
+        value = orjson.loads(first_line(path) or b"")
         if "batch_id" in value:
             return str(value["batch_id"])
         number = str(value["id"]).removeprefix(_ID_PREFIX).rpartition("_")[0]

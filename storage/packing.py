@@ -29,13 +29,13 @@ def packed(file: BinaryIO, name: str) -> Iterator[BinaryIO]:
         yield file
 
 
-def first_line(path: Path) -> bytes:
-    """Unpacked; nothing of a file that is not packed as its name says. Raises OSError."""
+def first_line(path: Path) -> bytes | None:
+    """Unpacked; None of a file that is not packed as its name says. Raises OSError."""
     try:
         with path.open("rb") as file:
             return _unpacked(file, path.name).readline(_LONGEST_LINE)
     except (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError):
-        return b""
+        return None
 
 
 def _unpacked(file: BinaryIO, name: str) -> BinaryIO:

@@ -122,7 +122,10 @@ def test_a_file_that_is_not_ours_is_kept(workshop: Workshop, tmp_path: Path, con
 
 def test_an_empty_file_and_a_missing_one_and_standard_output_may_be_written(workshop: Workshop, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
-    places = (str(tmp_path / "empty"), str(tmp_path / "none"), "-", None)
+    for packed in ("empty.gz", "empty.zst"):
+        with writing(str(tmp_path / packed)):
+            pass
+    places = (*map(str, tmp_path.iterdir()), str(tmp_path / "none"), "-", None)
     check_places(*places)
     check_contents(workshop.services, answered(workshop), *places)
 
