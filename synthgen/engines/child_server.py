@@ -180,6 +180,11 @@ class ChildServer:
             self._become(ServerState.DOWN)
             self._doubted.set()
 
+    async def over(self, incarnation: int) -> None:
+        """Wait until this incarnation died or is about to be ended."""
+        while not self._is_lost(incarnation):
+            await self._changed.wait()
+
     async def stop(self) -> None:
         """End it and all its processes, within ``patience.stop`` seconds and a moment.
 

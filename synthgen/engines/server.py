@@ -6,6 +6,7 @@ flight when the child died comes back as EngineLost: nobody's fault until the la
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -59,7 +60,8 @@ class ServerEngine:
             patience=replace(self.patience, start=spec.start_timeout or self.patience.start),
         )
         self._client: OpenAIEngine | None = None
-        self._client_url = ""
+        self._client_of = 0
+        self._hanging_up: asyncio.Task[None] | None = None
 
     def command(self, spec: EngineSpec) -> list[str]:
         """What starts the server. Raises BadInput."""
@@ -130,6 +132,8 @@ class ServerEngine:
         if self._client is not None:
             await self._client.close()
         await self._child.stop()
+        if self._hanging_up is not None:
+            await asyncio.wait({self._hanging_up})
 
     async def ask_child(self, path: str) -> dict[str, Any]:
         """What the server says of itself at ``path``; nothing where it does not know the path, or says no JSON object.
@@ -153,22 +157,23 @@ class ServerEngine:
             return reply.status
 
     async def _connected(self) -> OpenAIEngine:
-        """A client of the server as it is now; waits while it is started again. Raises EngineGone."""
+        """A client of the server in its present life; waits while it is started again. Raises EngineGone."""
         try:
             await self._child.healthy()
         except FatalError as error:
             raise EngineGone(error.message, code="engine_gone") from error
-        if self._client is None or self._client_url != self._child.base_url:
-            stale, self._client = self._client, None
-            if stale is not None:
-                await stale.close()
-            self._client_url = self._child.base_url
+        if self._client is None or self._client_of != self._child.incarnation:
             model = self._spec.model if self._spec.model in self.models else self.models[0]
-            spec = replace(self._spec, base_url=self._client_url, model=model, provider=self.provider)
-            client = OpenAIEngine(spec)
-            await client.start()
-            self._client = client
+            spec = replace(self._spec, base_url=self._child.base_url, model=model, provider=self.provider)
+            self._client, self._client_of = OpenAIEngine(spec), self._child.incarnation
+            await self._client.start()
+            self._hanging_up = asyncio.create_task(self._hang_up(self._client, self._client_of))
         return self._client
+
+    async def _hang_up(self, client: OpenAIEngine, incarnation: int) -> None:
+        """Nobody may wait for a server that is no more: it may hang, and another process may have its port by now."""
+        await self._child.over(incarnation)
+        await client.close()
 
 
 def served_models(listed: Mapping[str, Any]) -> tuple[str, ...]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +16,7 @@ import pytest
 
 from synthgen.engines.base import EngineSpec
 from synthgen.engines.child_server import Patience
-from synthgen.engines.lane import Lane
+from synthgen.engines.lane import Asking, Lane
 from synthgen.engines.server import ServerEngine
 from synthgen.request import LineRules, Request, parse_line
 from synthgen.retry import RetryPolicy
@@ -55,11 +58,14 @@ def _journal(tmp_path: Path) -> Path:
     return tmp_path / "journal"
 
 
-def succeeded(lane: Lane, *prompts: str) -> int:
-    """How many are answered when all have ended."""
+def ask(lane: Lane, *prompts: str) -> Asking:
     rows = [orjson.dumps({"prompt": prompt}) for prompt in prompts]
     parsed = [parse_line(row, line, LineRules(model="m")) for line, row in enumerate(rows, start=1)]
-    asking = lane.ask([request for request in parsed if isinstance(request, Request)])
+    return lane.ask([request for request in parsed if isinstance(request, Request)])
+
+
+def succeeded(asking: Asking, *prompts: str) -> int:
+    """How many of these are answered when all have ended."""
     deadline = time.monotonic() + LIMIT
     while not asking.finished:
         assert time.monotonic() < deadline
@@ -89,12 +95,27 @@ def test_a_server_that_hangs_but_calls_itself_well_is_started_again_and_no_reque
 ) -> None:
     prompts = [*(f"question {number}" for number in range(10)), HANG, *(f"more {number}" for number in range(20))]
     with caplog.at_level(logging.ERROR, "synthgen.engine"):
-        assert succeeded(start(limits, *options), *prompts) == len(prompts)
+        assert succeeded(ask(start(limits, *options), *prompts), *prompts) == len(prompts)
     assert journal.read_text().split() == ["starts", "hangs", "starts"]
     assert told in caplog.text
 
 
 def test_a_server_whose_answers_take_long_is_left_alone_while_its_tokens_move(start: Start, journal: Path) -> None:
     limits = patience(stall=0.4, stall_unmeasured=600)
-    assert succeeded(start(limits, "--latency", "3"), "a long story") == 1
+    assert succeeded(ask(start(limits, "--latency", "3"), "a long story"), "a long story") == 1
     assert journal.read_text().split() == ["starts"]
+
+
+def test_a_request_that_waits_for_whoever_took_a_dead_servers_port_is_asked_again(start: Start) -> None:
+    lane = start(patience(stall=600, stall_unmeasured=600))
+    assert isinstance(lane.engine, ServerEngine)
+    child = lane.engine._child
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        child._port = silent.getsockname()[1]
+        asking = ask(lane, "anybody there?")
+        silent.settimeout(LIMIT)
+        waits, _ = silent.accept()
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+        with waits:
+            assert succeeded(asking, "anybody there?") == 1
