@@ -39,6 +39,8 @@ def fill_window(services: Services, batch: Batch) -> None:
         logger.warning(
             "messages not sent, upkeep will send them: batch=%s shards=%d: %s", batch.id, len(numbers), error
         )
+    except Exception:  # whatever it is: the batch is stored and will run, and its user must hear its name
+        logger.exception("messages not sent, upkeep will send them: batch=%s shards=%d", batch.id, len(numbers))
 
 
 def finish_batch(services: Services, batch_id: str) -> Batch | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kombu.exceptions import OperationalError
+from kombu.exceptions import KombuError, OperationalError
+from kombu.transport.pyamqp import Transport
 
 from synthgen.errors import ServiceUnavailable
 from synthgen.settings import load_settings, mask_url
@@ -14,6 +15,8 @@ from tasks.queues import pool_queue
 _PATIENCE = {"max_retries": 3, "interval_start": 0.2, "interval_step": 0.5, "interval_max": 1.0}
 _CONFIRMED = 4.0
 """Seconds for the broker to confirm one message: one that is short of memory or disk takes it and says nothing."""
+_REFUSALS = (KombuError, *Transport.connection_errors, *Transport.channel_errors)
+"""A wrong password, an unknown vhost, a queue that was declared otherwise: Celery lets AMQP's own errors through."""
 
 
 class CeleryDispatcher:
@@ -40,5 +43,10 @@ class CeleryDispatcher:
                         retry_policy=_PATIENCE,
                     )
         except (OperationalError, OSError) as error:
-            where = mask_url(self._settings.broker_url or "the message folder")
-            raise ServiceUnavailable(f"The broker at {where} does not answer: {error}.") from error
+            raise ServiceUnavailable(f"The broker at {self._where} does not answer: {error}.") from error
+        except _REFUSALS as error:
+            raise ServiceUnavailable(f"The broker at {self._where} refuses us: {error}.") from error
+
+    @property
+    def _where(self) -> str:
+        return mask_url(self._settings.broker_url or "the message folder")

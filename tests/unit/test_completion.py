@@ -289,6 +289,18 @@ def test_the_window_grows_with_what_runs_and_is_sent_once(workshop_with: Make) -
     assert {pool for pool, _, _ in workshop.dispatcher.sent} == {"gpu"}
 
 
+def test_a_batch_is_submitted_whatever_the_dispatcher_raises(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def breaks(*_: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(workshop.dispatcher, "send", breaks)
+    batch = workshop.submitted(questions(2), pool="gpu")
+    assert workshop.shard_states(batch) == [ShardState.QUEUED]
+    assert f"messages not sent, upkeep will send them: batch={batch.id}" in caplog.text
+
+
 def test_a_paused_batch_sends_nothing(workshop: Workshop) -> None:
     batch = workshop.submitted(questions(2), shard_requests=1)
     pooled = replace(batch, options=replace(batch.options, pool="gpu"))
