@@ -115,6 +115,9 @@ class Engine(Protocol):
     async def sleep(self) -> None:
         """Nobody has asked for a while: give back what the next request can fetch again."""
 
+    def forgive(self) -> None:
+        """Its deaths so far were a request's doing, and count no longer."""
+
     async def close(self) -> None: ...
 
 
@@ -129,3 +132,6 @@ class Unmanaged:
 
     async def sleep(self) -> None:
         """There is nothing to give back."""
+
+    def forgive(self) -> None:
+        """It has no deaths."""

@@ -126,6 +126,8 @@ class ChildServer:
         self._condemned = ""
         """Why this incarnation is to end."""
         self._failure = ""
+        self._deaths: deque[float] = deque()
+        """When it died, of late and for no known reason."""
         self._served = False
 
     @property
@@ -185,6 +187,10 @@ class ChildServer:
         while not self._is_lost(incarnation):
             await self._changed.wait()
 
+    def forgive(self) -> None:
+        """Its deaths so far have been explained: they count no longer, and the back-off begins anew."""
+        self._deaths.clear()
+
     async def stop(self) -> None:
         """End it and all its processes, within ``patience.stop`` seconds and a moment.
 
@@ -205,24 +211,28 @@ class ChildServer:
 
     async def _supervise(self) -> None:
         """Start it again and again, until it is stopped or given up."""
-        loop = asyncio.get_running_loop()
-        deaths: deque[float] = deque()
         try:
             while True:
                 end = await self._live_once()
-                deaths.append(loop.time())
-                while deaths[0] < loop.time() - self._patience.within:
-                    deaths.popleft()
-                if reason := self._hopeless(end, len(deaths)):
+                deaths = self._count_death()
+                if reason := self._hopeless(end, deaths):
                     self._failure = f"{reason} {self._last_words()}"
                     self._become(ServerState.FAILED)
                     return
-                wait = min(self._patience.longest_wait, self._patience.first_wait * 2.0 ** (len(deaths) - 1))
+                wait = min(self._patience.longest_wait, self._patience.first_wait * 2.0 ** (deaths - 1))
                 log.error("The %s server %s; it is started again in %g s.", self.name, end, wait)
                 await asyncio.sleep(wait)
         finally:
             if self.state is not ServerState.FAILED:  # stopped, or by a fault of ours: nobody may wait for ever
                 self._become(ServerState.STOPPED)
+
+    def _count_death(self) -> int:
+        """One more; how many of late."""
+        now = asyncio.get_running_loop().time()
+        self._deaths.append(now)
+        while self._deaths[0] < now - self._patience.within:
+            self._deaths.popleft()
+        return len(self._deaths)
 
     def _hopeless(self, end: str, deaths: int) -> str:
         """Why it is not started again, empty if it is."""

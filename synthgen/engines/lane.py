@@ -100,6 +100,7 @@ class Lane:
         self._suspects = Suspects()
         self._replies = 0
         self._successes = 0
+        self._successes_at_verdict = 0
         self._tokens = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._forget()
@@ -368,10 +369,14 @@ class Lane:
 
     def _sort_out(self) -> None:
         """All are back after a death of the engine, or after a part of the suspects came through."""
-        for job in self._suspects.judge():
+        guilty = self._suspects.judge()
+        for job in guilty:
             message = f"The engine died {job.deaths} times with this request in flight, at last with no other."
             job.asking.deliver(failure(job, EngineLost(message), 0, self._made_by))
             self._retire(job.asking)
+        if guilty and self._successes > self._successes_at_verdict:  # it serves others: not the engine is broken
+            self._successes_at_verdict = self._successes
+            self.engine.forgive()
         self._fill()
 
     def _note_reply(self) -> None:

@@ -39,8 +39,8 @@ class ServerEngine:
     """Asked at the start alone: llama.cpp names its models while it loads them; of a busy TGI this would be slow."""
     default_in_flight = 256
     patience = Patience(deaths=10, within=1800.0)
-    """Finding a request that kills it among 2,048 in flight takes five deaths (see ``suspects``), finding two up to
-    nine; and big weights take minutes to be back."""
+    """Finding a request that kills it among 4,096 in flight takes five deaths (see ``suspects``), and then they are
+    forgiven; big weights take minutes to be back."""
 
     def __init__(self, spec: EngineSpec) -> None:
         if spec.base_url:
@@ -127,6 +127,9 @@ class ServerEngine:
 
     async def sleep(self) -> None:
         """There is nothing that it could give back."""
+
+    def forgive(self) -> None:
+        self._child.forgive()
 
     async def close(self) -> None:
         if self._client is not None:

@@ -63,7 +63,8 @@ class Suspects:
     def judge(self) -> list[Job]:
         """Nothing is in flight: divide those that were lost; those that are found guilty.
 
-        The other parts go first, so that the engine has answered somebody before it may die again.
+        Their parts go before all others, so that few deaths lie between one verdict and the next, however many are
+        guilty: after too many that nobody explains, the engine is given up.
         """
         alone = self._out == len(self._lost) == 1
         guilty = [job for job in self._lost if alone and job.deaths >= _ENOUGH_DEATHS]
@@ -77,4 +78,4 @@ class Suspects:
 
     def _divide(self, jobs: list[Job]) -> None:
         size = max(1, -(-len(jobs) // _PARTS))
-        self._parts.extend(jobs[start : start + size] for start in range(0, len(jobs), size))
+        self._parts.extendleft(jobs[start : start + size] for start in reversed(range(0, len(jobs), size)))

@@ -177,6 +177,20 @@ def test_a_server_that_dies_again_and_again_is_given_up_with_a_sentence() -> Non
     asyncio.run(running(test))
 
 
+def test_deaths_that_are_explained_count_no_longer() -> None:
+    async def test(server: ChildServer) -> None:
+        for _ in range(2 * QUICK.deaths):
+            await server.healthy()
+            incarnation = server.incarnation
+            server.forgive()
+            assert server.pid is not None
+            os.kill(server.pid, signal.SIGKILL)
+            assert await server.lost(incarnation, patience=LIMIT)
+        await server.healthy()
+
+    asyncio.run(running(test))
+
+
 def test_stop_ends_what_does_not_listen_to_sigterm() -> None:
     pids: dict[str, int] = {}
 

@@ -28,6 +28,7 @@ QUICK = Patience(start=30, silence=30, stop=5, deaths=10, within=600, first_wait
 POLICY = RetryPolicy(base=0.01, cap=0.05, attempts=3)
 LIMIT = 60.0
 POISON = "kill [[stub die=1]]"
+CRASHED = "engine_crashed"
 
 
 class Stage:
@@ -124,6 +125,13 @@ def test_a_prompt_that_kills_the_server_fails_alone_and_everyone_else_is_answere
 def test_two_that_kill_it_are_both_found(stage: Stages) -> None:
     started = stage(in_flight=16)
     assert outcomes(ask(started, POISON, *many(20), POISON)) == ["engine_crashed"] + ["ok"] * 20 + ["engine_crashed"]
+
+
+def test_more_that_kill_it_than_it_may_die_are_all_found(stage: Stages) -> None:
+    started = stage(in_flight=16, patience=replace(QUICK, deaths=7))
+    found = outcomes(ask(started, *many(3), POISON, *many(8), POISON, *many(3), POISON, *many(3), POISON))
+    assert found == [*["ok"] * 3, CRASHED, *["ok"] * 8, CRASHED, *["ok"] * 3, CRASHED, *["ok"] * 3, CRASHED]
+    assert started.count("dies") >= 7
 
 
 def test_kill_9_in_the_middle_fails_nobody(stage: Stages) -> None:

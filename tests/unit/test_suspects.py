@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from synthgen.errors import EngineLost, FatalError, RetryableError
+from synthgen.errors import EngineGone, EngineLost, FatalError, RetryableError
 from synthgen.request import Request
 from synthgen.response import Reply
 from tests.fakes.scripted_engine import Lanes, ScriptedEngine, after, all_of, failing, request, requests
@@ -82,3 +82,32 @@ def test_the_deadline_of_a_request_does_not_run_while_the_engine_is_away(lane_wi
     tries = [failing(900, EngineLost("died")), RetryableError("Overloaded.", code="server_error"), Reply(b"{}")]
     engine = ScriptedEngine(lambda request, number: tries[number - 1])
     assert all_of(lane_with(engine, deadline=60.0).ask([request(1)]))["r1"].succeeded
+
+
+class MortalEngine(FragileEngine):
+    """Is given up after ten deaths that nobody explains, as a server of our own is."""
+
+    forgiven = 0
+
+    async def generate(self, request: Request) -> Reply:
+        if self.deaths - self.forgiven >= 10:
+            raise EngineGone("It died 10 times.", code="engine_gone")
+        return await super().generate(request)
+
+    def forgive(self) -> None:
+        self.forgiven = self.deaths
+
+
+@pytest.mark.parametrize("culprits", [("r5", "r2000", "r4001"), tuple(f"r{n}" for n in range(100, 4000, 333))])
+def test_any_number_of_culprits_is_found_before_the_engine_is_given_up(
+    lane_with: Lanes, culprits: tuple[str, ...]
+) -> None:
+    found = all_of(lane_with(MortalEngine(*culprits), in_flight=4096).ask(requests(4096)))
+    assert len(found) == 4096
+    assert {name for name, response in found.items() if not response.succeeded} == set(culprits)
+
+
+def test_an_engine_that_dies_of_whatever_it_is_asked_is_not_forgiven(lane_with: Lanes) -> None:
+    asking = lane_with(MortalEngine(*(f"r{n}" for n in range(1, 101))), in_flight=8).ask(requests(100))
+    assert all(response.error_code == "engine_crashed" for response in all_of(asking).values())
+    assert isinstance(asking.fatal, EngineGone)
