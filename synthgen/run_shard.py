@@ -44,6 +44,8 @@ _MOST_FAILURES = 3
 """So many attempts of a shard that end in an unexpected exception, in one worker, and the batch pauses for a look."""
 _MOST_ATTEMPTS = 20
 """With so many behind it, over all workers and for whatever reasons, one such exception is enough."""
+_MOST_ENGINES = 5
+"""With so many attempts behind it, this one too, a shard whose engine is gone takes no other worker's engine along."""
 _ENDING_CODES = {Directive.CANCEL: CANCELLED, Directive.EXPIRE: EXPIRED}
 
 
@@ -110,9 +112,12 @@ def _guarded(services: Services, run: _ShardRun, *, give_up: bool = False) -> No
     except LostLease:
         logger.warning("lease lost, nothing written: %s", _name(attempt))
         _remove_late_checkpoint(services, attempt.batch)
-    except EngineGone:  # this worker's trouble, not the batch's: others go on with it
+    except EngineGone as error:  # this worker's trouble, not the batch's: others go on with it
         services.store.release(attempt)
         run.stop_worker()
+        if attempt.number >= _MOST_ENGINES:
+            reason = f"Shard {attempt.shard.number} was begun {attempt.number} times, and its engine died again"
+            _pause(services, attempt.batch, f"{reason}: its rows may be what kills it. {error.message}")
     except FatalError as error:
         services.store.release(attempt)
         _pause(services, attempt.batch, error.message)

@@ -351,6 +351,21 @@ def test_an_engine_that_is_gone_ends_its_worker_and_the_batch_goes_on_elsewhere(
     assert [custom_id for custom_id, _ in other.asked] == ["line-2", "line-3"]
 
 
+def test_a_shard_that_takes_every_engine_with_it_is_not_passed_on_for_ever(workshop_with: Make) -> None:
+    workshop = workshop_with(failing({"line-2": EngineGone("The server died 10 times.", code="engine_gone")}))
+    batch = workshop.submitted(questions(3))
+    for _ in range(4):
+        assert run_shard(workshop.services, workshop.worker, batch.id)
+        assert workshop.store.get(batch.id).state is BatchState.IN_PROGRESS
+        workshop.worker.stopping.clear()
+    assert run_shard(workshop.services, workshop.worker, batch.id)
+    paused = workshop.store.get(batch.id)
+    assert workshop.worker.stopping.is_set()
+    assert (paused.state, workshop.shard_states(batch)) == (BatchState.PAUSED, [ShardState.PENDING])
+    assert "Shard 0 was begun 5 times" in (paused.reason or "")
+    assert "The server died 10 times." in (paused.reason or "")
+
+
 def test_a_missing_input_pauses_the_batch_with_a_sentence(workshop: Workshop) -> None:
     batch = workshop.submitted(questions(2))
     workshop.objects.delete([batch.input_key])
