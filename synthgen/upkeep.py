@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from synthgen.batch import Batch
 from synthgen.completion import fill_window, finish_batch
 from synthgen.control import rescue, wind_down
 from synthgen.errors import DatabaseUnavailable, NotFound, ServiceUnavailable, SynthgenError
-from synthgen.ports import ObjectInfo, Services
+from synthgen.ports import Services
 from synthgen.sharding import PREFIX, batch_of, input_key, manifest_key
 from synthgen.states import BatchState
 from synthgen.storage_mark import advice, is_ours
@@ -75,14 +75,21 @@ def move_on(services: Services, batch: Batch) -> None:
         finish_batch(services, batch.id)
 
 
-def sweep_in_turn(services: Services, *, every: float = _SWEEP_EVERY) -> None:
+def _never() -> bool:
+    return False
+
+
+def sweep_in_turn(services: Services, *, every: float = _SWEEP_EVERY, stopped: Callable[[], bool] = _never) -> None:
     """Sweep, unless another process has within ``every`` seconds."""
     if services.store.take_turn("sweep", every=every):
-        sweep(services)
+        sweep(services, stopped=stopped)
 
 
-def sweep(services: Services) -> None:
-    """Remove what the cache need not keep; and where the storage is ours, what no row points at or nobody finishes."""
+def sweep(services: Services, *, stopped: Callable[[], bool] = _never) -> None:
+    """Remove what the cache need not keep; and where the storage is ours, what no row points at or nobody finishes.
+
+    A storage may be long to read: ``stopped`` is asked before each object.
+    """
     services.cache.shrink(max_bytes=services.limits.cache_max_bytes)
     if services.limits.orphan_age == math.inf:
         return
@@ -90,7 +97,7 @@ def sweep(services: Services) -> None:
         logger.warning("%s", advice(services.store.identity(), services.objects))
         return
     services.objects.sweep_uploads(older_than=services.limits.orphan_age)
-    services.objects.delete(orphan.key for orphan in _orphans(services))
+    services.objects.delete(_orphans(services, stopped))
 
 
 def _one_step(services: Services, batch: Batch, step: Callable[[Services, Batch], None]) -> None:
@@ -103,11 +110,16 @@ def _one_step(services: Services, batch: Batch, step: Callable[[Services, Batch]
         logger.error("upkeep: batch=%s: %s", batch.id, error)
 
 
-def _orphans(services: Services) -> list[ObjectInfo]:
-    """Old objects without a row: of batches that do not exist, and results that no shard names."""
-    now, found = services.clock.now(), []
+def _orphans(services: Services, stopped: Callable[[], bool]) -> Iterator[str]:
+    """Old objects without a row: of batches that do not exist, and results that no shard names.
+
+    Streamed, so that a sweep that is cut short has removed what it has found.
+    """
+    now = services.clock.now()
     known: dict[str, set[str] | None] = {}
     for info in services.objects.list(PREFIX):
+        if stopped():
+            return
         batch_id = batch_of(info.key)
         if batch_id is None or (now - info.modified).total_seconds() < services.limits.orphan_age:
             continue
@@ -115,8 +127,7 @@ def _orphans(services: Services) -> list[ObjectInfo]:
             known = {batch_id: _keys_of(services, batch_id)}
         keys = known[batch_id]
         if keys is None or info.key not in keys:
-            found.append(info)
-    return found
+            yield info.key
 
 
 def _keys_of(services: Services, batch_id: str) -> set[str] | None:

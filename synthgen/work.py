@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 _IDLE = 0.2
 _LOOK = 60.0
 """Seconds between two looks at whether it is time to sweep."""
+_MOMENT = 1.0
+"""Seconds for a sweep in progress to come to an end when the work is over."""
 
 
 def work_on(services: Services, worker: Worker, batch_id: str, *, shards: int) -> Batch:
@@ -32,8 +34,10 @@ def work_on(services: Services, worker: Worker, batch_id: str, *, shards: int) -
     """
     rescue(services)
     over = threading.Event()
-    with ThreadPoolExecutor(max_workers=shards + 1, thread_name_prefix="synthgen-shard") as pool:
-        pool.submit(_keep_swept, services, worker, over)
+    # A daemon, and not of the pool: reading a large storage takes minutes, for which neither the end nor Ctrl-C waits.
+    sweeper = threading.Thread(target=_keep_swept, args=(services, worker, over), name="synthgen-sweep", daemon=True)
+    sweeper.start()
+    with ThreadPoolExecutor(max_workers=shards, thread_name_prefix="synthgen-shard") as pool:
         loops = [pool.submit(_loop, services, worker, batch_id) for _ in range(shards)]
         try:
             wait(loops, return_when=FIRST_EXCEPTION)
@@ -41,6 +45,7 @@ def work_on(services: Services, worker: Worker, batch_id: str, *, shards: int) -
             if not all(loop.done() and loop.exception() is None for loop in loops):
                 worker.stopping.set()
             over.set()
+    sweeper.join(_MOMENT)
     for loop in loops:
         loop.result()
     if worker.lane.gone:
@@ -62,9 +67,14 @@ def _loop(services: Services, worker: Worker, batch_id: str) -> None:
 
 def _keep_swept(services: Services, worker: Worker, over: threading.Event) -> None:
     """Beside the work: where only ``run`` works nobody else does it. A sweep that fails is no failure of the batch."""
-    while not over.is_set() and not worker.stopping.is_set():
+
+    def stopped() -> bool:
+        return over.is_set() or worker.stopping.is_set()
+
+    while not stopped():
         try:
-            sweep_in_turn(services)
+            sweep_in_turn(services, stopped=stopped)
         except Exception:
-            logger.exception("sweep failed")
+            if not stopped():  # else it was left alone, and its database closed
+                logger.exception("sweep failed")
         over.wait(_LOOK)

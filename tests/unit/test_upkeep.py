@@ -346,6 +346,18 @@ def test_orphans_are_swept_when_they_are_old(workshop: Workshop) -> None:
     assert objects_of(workshop) == kept
 
 
+def test_a_sweep_that_is_told_to_stop_removes_no_more_than_it_has_found(workshop: Workshop) -> None:
+    sweep(workshop.services)
+    orphans = [input_key(f"batch_{number}") for number in range(4)]
+    for key in orphans:
+        workshop.objects.put(key, b"x")
+        workshop.objects.modified[key] = workshop.clock.now()
+    workshop.clock.advance(workshop.limits.orphan_age)
+    answers = iter([False, False, True])
+    sweep(workshop.services, stopped=lambda: next(answers))
+    assert objects_of(workshop) == set(orphans[2:])
+
+
 def test_where_nothing_is_an_orphan_nothing_is_looked_for(workshop_with: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     workshop = workshop_with(orphan_age=math.inf, cache_max_bytes=0)
     workshop.cache.put([CacheEntry(bytes(32), "n", "m", b"x", 1, 1, None)])

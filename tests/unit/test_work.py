@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -12,10 +13,13 @@ from synthgen.batch import Batch
 from synthgen.control import pause
 from synthgen.errors import EngineGone, ServiceUnavailable, SynthgenError
 from synthgen.owner import current_owner
+from synthgen.ports import ObjectInfo
+from synthgen.request import Request
+from synthgen.response import Reply
 from synthgen.sharding import input_key
 from synthgen.states import BatchState, ShardState
 from synthgen.work import work_on
-from tests.fakes.scripted_engine import Gate, ScriptedEngine
+from tests.fakes.scripted_engine import PATIENCE, Gate, ScriptedEngine
 from tests.workshop import WRONG_KEY, Background, Workshop, echo, failing, gated, ids, questions
 
 Make = Callable[..., Workshop]
@@ -146,10 +150,43 @@ def test_a_cancelled_batch_that_cannot_be_closed_is_told(workshop_with: Make, mo
         Background(lambda: work(workshop, batch)).join()
 
 
-def test_what_killed_submits_left_is_swept_beside_the_work(workshop: Workshop) -> None:
-    orphan = left_by_a_killed_submit(workshop)
+def test_what_killed_submits_left_is_swept_beside_the_work(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    orphan, swept = left_by_a_killed_submit(workshop), threading.Event()
+    delete = workshop.objects.delete
+
+    def noted(keys: Iterable[str]) -> None:
+        delete(keys)
+        swept.set()
+
+    def answered(request: Request, number: int) -> Reply:
+        assert swept.wait(PATIENCE)
+        return echo(request, number)
+
+    monkeypatch.setattr(workshop.objects, "delete", noted)
+    workshop.engine.answer = answered
     work(workshop, workshop.submitted(questions(2)))
     assert orphan not in workshop.objects.objects
+
+
+def test_a_sweep_in_progress_is_not_waited_for(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed, done = threading.Event(), threading.Event()
+
+    def endless(prefix: str) -> Iterator[ObjectInfo]:
+        listed.set()
+        done.wait()
+        yield from ()
+
+    def answered(request: Request, number: int) -> Reply:
+        assert listed.wait(PATIENCE)
+        return echo(request, number)
+
+    monkeypatch.setattr("synthgen.work._MOMENT", 0)
+    monkeypatch.setattr(workshop.objects, "list", endless)
+    workshop.engine.answer = answered
+    try:
+        assert Background(lambda: work(workshop, workshop.submitted(questions(2)))).join().state is BatchState.COMPLETED
+    finally:
+        done.set()
 
 
 def test_runs_that_follow_one_another_do_not_each_sweep(workshop: Workshop) -> None:
