@@ -37,7 +37,10 @@ def _head(progress: Progress) -> list[tuple[str, str]]:
     if batch.reason:
         pairs.append(("reason", batch.reason))
     done = progress.counts.finished
-    return [*pairs, ("done", f"{q.count(done)} of {q.count(batch.total)} ({q.share(done, batch.total)})")]
+    pairs.append(("done", f"{q.count(done)} of {q.count(batch.total)} ({q.share(done, batch.total)})"))
+    if progress.kept:
+        pairs.append(("kept", f"{q.of(progress.kept, 'answer')} of unsealed shards, which will not be asked for again"))
+    return pairs
 
 
 def _tail(progress: Progress) -> list[tuple[str, str]]:

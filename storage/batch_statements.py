@@ -138,6 +138,8 @@ def _sums() -> Iterable[sa.ColumnElement[Any]]:
     unfinished = shards.c.requests - shards.c.succeeded - shards.c.failed
     running = sa.func.sum(unfinished).filter(in_states(shards.c.state, [ShardState.RUNNING]))
     yield sa.cast(sa.func.coalesce(running, 0), sa.BigInteger()).label("requests_running")
+    kept = sa.func.sum(shards.c.kept).filter(in_states(shards.c.state, [ShardState.PENDING, ShardState.QUEUED]))
+    yield sa.cast(sa.func.coalesce(kept, 0), sa.BigInteger()).label("answers_kept")
     for state in ShardState:
         yield sa.func.count().filter(in_states(shards.c.state, [state])).label(f"shards_{state}")
 
@@ -187,6 +189,7 @@ def _progress_from(row: sa.RowMapping) -> Progress:
         batch=batch_from(row),
         counts=counts_from({name: row[f"sum_{name}"] for name in COUNT_FIELDS}),
         running=row["requests_running"],
+        kept=row["answers_kept"],
         shards={state: row[f"shards_{state}"] for state in ShardState},
     )
 

@@ -41,8 +41,10 @@ def back_to_pending(
     """Shards that wait for an attempt again; they count what an earlier round answered and ``codes`` let stay."""
     old = shards.alias("old")
     stays = _staying_counts(old, codes)
+    left = sa.func.greatest(old.c.kept, old.c.succeeded - stays.c.succeeded)
+    kept = sa.case((in_states(old.c.state, [_S.RUNNING]), left), else_=0).label("kept")  # of a sealed one nothing is
     picked = (
-        sa.select(old.c.batch_id, old.c.number, *(stays.c[name] for name in COUNT_FIELDS))
+        sa.select(old.c.batch_id, old.c.number, kept, *(stays.c[name] for name in COUNT_FIELDS))
         .select_from(old.join(batches, batches.c.id == old.c.batch_id).join(stays, sa.true()))
         .where(chosen(old))
         .with_for_update(of=old, skip_locked=skip_locked)
@@ -59,6 +61,7 @@ def back_to_pending(
             queued_at=None,
             started_at=None,
             ended_at=None,
+            kept=picked.c.kept,
             **{name: picked.c[name] for name in COUNT_FIELDS},
         )
     )

@@ -109,6 +109,8 @@ shards = sa.Table(
     sa.Column("started_at", _Moment),
     sa.Column("ended_at", _Moment),
     *_counts(),
+    # Answers that the last attempt has left in the checkpoint; means something only until the next one begins.
+    sa.Column("kept", sa.Integer, nullable=False, server_default=sa.text("0")),
     sa.Column("result_key", sa.Text),
     sa.Column("result_size", sa.BigInteger),
     sa.Column("result_digest", sa.Text),

@@ -240,6 +240,8 @@ class Progress:
     counts: Counts
     running: int
     shards: Mapping[ShardState, int]
+    kept: int = 0
+    """Pending requests whose answers an interrupted attempt has left: at least so many are not asked again."""
 
     @property
     def pending(self) -> int:
@@ -266,6 +268,7 @@ class Progress:
             "rejected": batch.rejected,
             "running": self.running,
             "pending": self.pending,
+            "kept": self.kept,
             "prompt_tokens": counts.prompt_tokens,
             "completion_tokens": counts.completion_tokens,
             "cached_prompt_tokens": counts.cached_prompt_tokens,

@@ -196,3 +196,15 @@ def test_what_stays_in_a_retried_shard_keeps_count_of_unknown_costs(batch_store:
     batch_store.reset_failed(batch.id, None)
     after = whole(batch_store.progress(batch.id)).counts
     assert (after.succeeded, after.unpriced, after.unpriced_cached) == (5, 2, 3)
+
+
+def test_a_retry_counts_nothing_as_kept_that_its_batch_has_sealed(batch_store: BatchStore) -> None:
+    batch = stored_batch(batch_store, shards=1)
+    attempt = claimed(batch_store, batch.id)
+    batch_store.heartbeat([Beat(attempt.token, Counts(succeeded=2))], lease=60)
+    batch_store.release(attempt)
+    sealed(batch_store, batch.id, failed={1: "a"})
+    for state in (BatchState.FINALIZING, BatchState.COMPLETED):
+        batch_store.move(batch.id, state)
+    assert batch_store.reset_failed(batch.id, None) == 1
+    assert batch_store.progress(batch.id).kept == 0

@@ -418,3 +418,24 @@ def test_the_engines_of_a_batch_are_those_that_its_shards_were_claimed_for(batch
     batch_store.release(attempt)
     assert sorted(engine.name for engine in batch_store.engines(batch.id)) == ["mock", "openai"]
     assert server in batch_store.engines(batch.id)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_what_an_attempt_leaves_in_its_checkpoint_is_told_until_the_next_begins(
+    batch_store: BatchStore, later: Later, silent: bool
+) -> None:
+    batch = stored_batch(batch_store)
+    attempt = claimed(batch_store, batch.id)
+    batch_store.heartbeat([Beat(attempt.token, Counts(succeeded=2, failed=1))], lease=60)
+    assert batch_store.progress(batch.id).kept == 0
+    if silent:
+        later(61)
+        batch_store.rescue()
+    else:
+        batch_store.release(attempt)
+    progress = whole(batch_store.progress(batch.id))
+    assert (progress.counts.finished, progress.kept) == (0, 2)
+    again = claimed(batch_store, batch.id)
+    assert batch_store.progress(batch.id).kept == 0
+    batch_store.release(again)
+    assert batch_store.progress(batch.id).kept == 2

@@ -45,6 +45,7 @@ class _Shard:
     lease_until: datetime | None = None
     queued_at: datetime | None = None
     counts: Counts = field(default_factory=Counts)
+    kept: int = 0
     result: SealedResult | None = None
     rows: list[RequestRow] = field(default_factory=list)
 
@@ -64,6 +65,8 @@ class _Batch:
 
     def back_to_pending(self, shard: _Shard, codes: Sequence[str] | None) -> None:
         stays = [row for row in shard.rows if not self.again(row, codes)]
+        left = max(shard.kept, shard.counts.succeeded - sum(row.succeeded for row in stays))
+        shard.kept = left if shard.state is _S.RUNNING else 0
         shard.state, shard.token, shard.owner, shard.lease_until, shard.queued_at = _S.PENDING, None, None, None, None
         shard.counts = reduce(add, map(_counts_of, stays), Counts())
 
@@ -153,6 +156,7 @@ class FakeBatchStore:
             counts=reduce(add, (s.counts for s in record.shards), Counts()),
             running=sum(s.shard.requests - s.counts.finished for s in running),
             shards={state: sum(s.state is state for s in record.shards) for state in ShardState},
+            kept=sum(s.kept for s in record.shards if s.state in (_S.PENDING, _S.QUEUED)),
         )
 
     def rejected(self, batch_id: str, *, first: int = 1, last: int | None = None) -> Iterator[Rejected]:

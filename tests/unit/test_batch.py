@@ -93,6 +93,7 @@ def test_progress_shows_the_stable_names_as_plain_json_values() -> None:
         "cached": 2,
         "rejected": 2,
         "running": 3,
+        "kept": 0,
         "pending": 2,
         "prompt_tokens": 10,
         "completion_tokens": 20,

@@ -13,9 +13,9 @@ from click.testing import CliRunner, Result
 
 import tasks.wiring
 from cli.main import main
-from synthgen.batch import Batch
+from synthgen.batch import Batch, Counts
 from synthgen.errors import ServiceUnavailable
-from synthgen.ports import Services
+from synthgen.ports import Beat, Services
 from synthgen.run_shard import run_shard
 from synthgen.settings import load_settings
 from synthgen.states import BatchState
@@ -97,6 +97,16 @@ def test_status_says_what_came_of_the_batch(synthgen: Synthgen, batch: Batch) ->
     assert batch.id in shown
     assert "2 succeeded, 1 failed, 1 rejected" in shown
     assert "1 x context_length_exceeded: Too long." in shown
+
+
+def test_status_says_what_is_kept_of_shards_that_were_given_back(synthgen: Synthgen, workshop: Workshop) -> None:
+    batch = workshop.submitted(questions(3))
+    attempt = workshop.store.claim(batch.id, number=None, owner="x", lease=60)
+    assert attempt is not None
+    workshop.store.heartbeat([Beat(attempt.token, Counts(succeeded=2))], lease=60)
+    assert "kept" not in synthgen("status", batch.id).stdout
+    workshop.store.release(attempt)
+    assert "2 answers of unsealed shards, which will not be asked for again" in synthgen("status", batch.id).stdout
 
 
 def test_list_shows_batches_newest_first(synthgen: Synthgen, workshop: Workshop, batch: Batch) -> None:
