@@ -156,8 +156,9 @@ def _remove_late_checkpoint(services: Services, batch: Batch) -> None:
 
 
 def _pause(services: Services, batch: Batch, reason: str) -> None:
+    """``batch`` as the attempt claimed it: what a person has paused and resumed since may be repaired by now."""
     with contextlib.suppress(StateConflict):  # paused, cancelled or expired already: that stands
-        services.store.move(batch.id, BatchState.PAUSED, reason=reason)
+        services.store.move(batch.id, BatchState.PAUSED, reason=reason, since=batch)
         logger.error("batch paused: batch=%s: %s", batch.id, reason)
 
 

@@ -129,6 +129,27 @@ def test_a_batch_that_ends_mid_shard_keeps_finished_rows_and_says_why_the_others
     assert sum(group.count for group in workshop.store.error_groups(batch.id)) == 4
 
 
+def test_an_attempt_from_before_a_resume_does_not_pause_the_repaired_batch_again(workshop_with: Make) -> None:
+    gate = Gate()
+
+    async def refused() -> Reply:
+        await gate.reply()
+        raise WRONG_KEY
+
+    workshop = workshop_with(lambda request, number: refused(), in_flight=1)
+    batch = workshop.submitted(questions(2))
+    running = workshop.start(batch)
+    gate.wait_for_somebody()
+    pause(workshop.services, batch.id, reason="The key is wrong.")
+    resume(workshop.services, batch.id)
+    gate.open()
+    assert running.join()
+    assert workshop.store.get(batch.id).state is BatchState.IN_PROGRESS
+    workshop.engine.answer = failing({"line-1": WRONG_KEY})
+    fresh = workshop.another_worker(workshop.engine)
+    assert workshop.run(batch, worker=fresh).reason == WRONG_KEY.message
+
+
 def test_a_shard_that_was_given_back_is_closed_without_an_engine_and_keeps_its_checkpoint(workshop: Workshop) -> None:
     batch = workshop.submitted(questions(3))
     workshop.engine.answer = failing({"line-3": WRONG_KEY})
