@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import zstandard
 
+from storage.other_formats import refuse_other_formats
 from synthgen.errors import BadInput, NotFound
 from synthgen.ports import ObjectStore, Source
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _PIECE = 1 << 20
 _MAGIC_BYTES = 6
+_LOOKED_AT = 1 << 16
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -74,7 +76,18 @@ class ByteSource:
         self.rereadable = rereadable
 
     def chunks(self) -> Pieces:
-        return self._pieces() if self._unpack is None else self._unpack(self._pieces(), self.name)
+        pieces = self._pieces()
+        return self._checked(pieces if self._unpack is None else self._unpack(pieces, self.name))
+
+    def _checked(self, pieces: Pieces) -> Pieces:
+        """The same pieces, once the first of them look like JSON lines."""
+        begun: list[bytes] = []
+        while sum(map(len, begun)) < _LOOKED_AT and (piece := next(pieces, b"")):
+            begun.append(piece)
+        head = b"".join(begun)
+        refuse_other_formats(self.name, head, whole=len(head) < _LOOKED_AT)
+        yield from begun
+        yield from pieces
 
     def copy_to(self, key: str) -> bool:  # noqa: ARG002 - only S3 can copy by itself
         return False
