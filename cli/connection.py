@@ -38,11 +38,16 @@ def unread(variable: str) -> str:
 
 
 @contextmanager
-def services_of(settings: Settings, *, connections: int = 4) -> Iterator[Services]:
-    """Open services. Raises BadSetting or ServiceUnavailable."""
-    from tasks.wiring import connect
+def services_of(settings: Settings, *, connections: int = 4, patience: float | None = None) -> Iterator[Services]:
+    """Open services. Raises BadSetting or ServiceUnavailable.
 
-    with console.status("Opening the database …") as status, connect(settings, connections=connections) as services:
+    ``patience``: seconds for a database that goes away later; that it answers at first is not waited for as long.
+    """
+    from tasks.wiring import SHORT_PATIENCE, connect
+
+    at_first = None if patience is None else SHORT_PATIENCE
+    opened = connect(settings, patience=patience or SHORT_PATIENCE, at_first=at_first, connections=connections)
+    with console.status("Opening the database …") as status, opened as services:
         status.stop()
         yield services
 

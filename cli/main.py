@@ -108,7 +108,7 @@ def main(ctx: click.Context, *, debug: bool) -> None:
         _set_up_logging(debug=debug)
 
 
-_TOLD = ("synthgen.completion", "synthgen.run_shard.given_up", "tasks.wiring")
+_TOLD = ("storage.database", "synthgen.completion", "synthgen.run_shard.given_up", "tasks.wiring")
 
 
 def _set_up_logging(*, debug: bool) -> None:

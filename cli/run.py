@@ -83,7 +83,7 @@ def command(
     spec = engine_spec(settings)
     if spec.loads_model:
         wanted = replace(wanted, options=replace(wanted.options, model=None))
-    with services_of(settings, connections=_CONNECTIONS) as services:
+    with services_of(settings, connections=_CONNECTIONS, patience=settings.database_patience) as services:
         known = None if reference is None else services.store.resolve(reference)
         name = stem(known.name if known else wanted.name)
         places = _Places(output or f"{name}.results.jsonl", errors, force)

@@ -87,7 +87,9 @@ class Settings(BaseModel):
     s3_region: str | None = Field(None, description="Region of the bucket.")
     models_dir: Path | None = Field(None, description="Folder of pulled weights that workers share; else home/models.")
     queue_prefix: str = Field("synthgen", min_length=1, description="Queues are named <prefix>.<pool>.")
-    database_patience: float = Field(300.0, ge=0, description="How long a worker waits for a database that is away.")
+    database_patience: float = Field(
+        300.0, ge=0, description="What a worker or a run waits for a database that is away."
+    )
 
     pool: str = Field("default", min_length=1, description="Pool of workers; if set, submit sends there too.")
     shards: int | None = Field(None, ge=1, description="Shards that a worker runs at once; default by in_flight.")

@@ -36,7 +36,7 @@ from synthgen.workers import ANY_MODEL
 logger = logging.getLogger(__name__)
 
 SHORT_PATIENCE = 10.0
-"""What somebody at a terminal waits for a database that is away; workers wait as the settings say."""
+"""What somebody at a terminal waits for a database that is away; work in progress waits as the settings say."""
 
 
 class SystemClock:
@@ -64,11 +64,16 @@ class LazyDispatcher:
 
 
 @contextmanager
-def connect(settings: Settings, *, patience: float = SHORT_PATIENCE, connections: int = 8) -> Iterator[Services]:
-    """Services as the settings say, with a schema that fits; ``patience`` in seconds.
+def connect(
+    settings: Settings, *, patience: float = SHORT_PATIENCE, at_first: float | None = None, connections: int = 8
+) -> Iterator[Services]:
+    """Services as the settings say, with a schema that fits; ``patience`` in seconds, for the first reply ``at_first``.
 
     Starts and migrates the embedded database. Raises BadSetting or ServiceUnavailable with one sentence.
     """
+    if at_first is not None:
+        with open_database(settings, patience=at_first) as database:
+            schema.status(database)
     with open_database(settings, patience=patience, connections=connections) as database:
         if not schema.status(database).is_current:
             if settings.database_url is not None:

@@ -53,3 +53,25 @@ def test_answers_that_find_no_room_are_told_where_they_are(synthgen: Synthgen, w
     assert f"'synthgen results {batch.batch.id} -o FILE' writes its answers." in told
     assert "Cannot write /dev/full: no space" in synthgen("results", "last", "-o", "/dev/full", exits=1).stderr
     assert synthgen("results", "last", "--text").stdout
+
+
+def test_a_database_that_goes_away_in_the_middle_of_a_run_is_waited_for_as_workers_do(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, object]] = []
+
+    @contextmanager
+    def connect(settings: object, **options: object) -> Iterator[Services]:
+        asked.append(options)
+        yield workshop.services
+
+    monkeypatch.setattr(tasks.wiring, "connect", connect)
+    monkeypatch.setenv("SYNTHGEN_DATABASE_PATIENCE", "123")
+    monkeypatch.chdir(tmp_path)
+    Path("q.jsonl").write_bytes(LINE)
+    for command in (["run", "q.jsonl", "--engine", "mock"], ["list"]):
+        assert CliRunner().invoke(main, command).exit_code == 0
+    assert [(options["patience"], options["at_first"]) for options in asked] == [
+        (123, tasks.wiring.SHORT_PATIENCE),
+        (tasks.wiring.SHORT_PATIENCE, None),
+    ]
