@@ -113,7 +113,7 @@ def test_following_a_batch_that_has_ended_does_not_wait(workshop: Workshop) -> N
 
 def test_following_ends_with_a_batch_that_is_cancelled(workshop: Workshop) -> None:
     batch = workshop.submitted(questions(6), shard_requests=2)
-    steps = [
+    steps: list[Callable[[], object]] = [
         lambda: run_shard(workshop.services, workshop.worker, batch.id),
         lambda: cancel(workshop.services, batch.id),
     ]
