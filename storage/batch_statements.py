@@ -222,6 +222,8 @@ def move(
         raise _conflict(row, to)
     if to is BatchState.PAUSED:
         connection.execute(_recall, {"of_batch": batch_id})
+    if to is BatchState.IN_PROGRESS:
+        connection.execute(_forgive, {"of_batch": batch_id})
     return batch_from(row)
 
 
@@ -235,6 +237,17 @@ _recall = (
     sa.update(shards)
     .where(shards.c.batch_id == sa.bindparam("of_batch"), in_states(shards.c.state, [ShardState.QUEUED]))
     .values(state=str(ShardState.PENDING), queued_at=None)
+)
+
+
+_forgive = (
+    sa.update(shards)
+    .where(
+        shards.c.batch_id == sa.bindparam("of_batch"),
+        in_states(shards.c.state, {ShardState.PENDING, ShardState.QUEUED}),
+        shards.c.lost > 0,
+    )
+    .values(lost=0)
 )
 
 
@@ -306,7 +319,7 @@ def _reopen(batch_id: str, codes: Sequence[str] | None) -> sa.Update:
             ),
         )
 
-    return back_to_pending(chosen, wanted).values(attempts=0)
+    return back_to_pending(chosen, wanted).values(attempts=0, lost=0)
 
 
 def _to_run(connection: Connection, batch_id: str) -> int:

@@ -14,7 +14,7 @@ from synthgen.errors import BadSetting
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD: Final = "0005"
+HEAD: Final = "0006"
 """The newest migration. Written here too, so that looking whether anything is to do needs no Alembic (0.3 s)."""
 
 _ONE_AT_A_TIME: Final = 0x73796E7468  # "synth": the advisory lock of whoever migrates

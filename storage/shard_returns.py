@@ -116,7 +116,8 @@ def _lost(old: Shards) -> sa.ColumnElement[bool]:
 
 
 # One that is locked is just being written: by its worker, or by a frozen one that must not stop upkeep.
-_rescue = back_to_pending(_lost, batches.c.retry_codes, skip_locked=True).returning(shards.c.batch_id)
+_rescue = back_to_pending(_lost, batches.c.retry_codes, skip_locked=True)
+_rescue = _rescue.values(lost=shards.c.lost + 1).returning(shards.c.batch_id)
 
 
 def rescue(connection: sa.Connection, owners: Sequence[str], *, settled: Callable[[], bool]) -> list[str]:

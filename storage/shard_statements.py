@@ -158,7 +158,7 @@ def _claim(which: sa.ColumnElement[bool]) -> sa.Executable:
     )
 
 
-_OF_ATTEMPT = (*_RANGE, "marks", "token", "attempts", "engine", "result_key")
+_OF_ATTEMPT = (*_RANGE, "marks", "token", "attempts", "lost", "engine", "result_key")
 _OVERDUE = sa.func.coalesce(batches.c.expires_at <= sa.func.now(), sa.false()).label("overdue")
 _lowest_free = (
     sa.select(shards.c.number)
@@ -204,6 +204,7 @@ def claim(
         shard=shard_from(claimed, marks=claimed["marks"]),
         token=claimed["token"],
         number=claimed["attempts"],
+        lost=claimed["lost"],
         rejected=_rejected_in(connection, batch, claimed),
         previous_key=claimed["result_key"],
         engine=engine_from(claimed["engine"]),

@@ -101,6 +101,8 @@ shards = sa.Table(
     sa.Column("marks", pg.ARRAY(sa.Integer)),
     sa.Column("state", sa.Text, nullable=False, server_default=ShardState.PENDING.value),
     sa.Column("attempts", sa.Integer, nullable=False, server_default=sa.text("0")),
+    # Of them those whose worker died or fell silent, since the batch was last begun, resumed or retried.
+    sa.Column("lost", sa.Integer, nullable=False, server_default=sa.text("0")),
     sa.Column("token", sa.BigInteger),
     sa.Column("owner", sa.Text),
     sa.Column("engine", pg.JSON(none_as_null=True)),

@@ -224,6 +224,8 @@ class Attempt:
     token: int
     number: int
     """1 for the first try of this shard."""
+    lost: int = 0
+    """So many of the tries before ended with their worker: it died or fell silent. A resume forgets them."""
     rejected: frozenset[int] = frozenset()
     previous_key: str | None = None
     engine: EngineIdentity | None = None

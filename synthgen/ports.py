@@ -159,6 +159,7 @@ class BatchStore(Protocol):
         With ``since`` only while nobody has changed its state since it was read as that: a batch may be ended and
         retried in between, and then be in the same state with other shards open.
         Pausing makes its queued shards pending: their messages will find nothing to claim, so they need new ones.
+        Going on forgets how many workers its shards have lost.
         """
 
     def assign_pool(self, batch_id: str, pool: str) -> str | None:
@@ -226,6 +227,7 @@ class BatchStore(Protocol):
     def rescue(self, *, owners: Sequence[str] = ()) -> list[str]:
         """Running shards whose lease ran out or whose owner is in ``owners`` become pending; the batches touched.
 
+        Each has then lost a worker once more, which its next attempt is told.
         For some seconds after an outage of the store a lease that ran out means nothing: nobody could renew it.
         """
 

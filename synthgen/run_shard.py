@@ -46,6 +46,8 @@ _MOST_ATTEMPTS = 20
 """With so many behind it, over all workers and for whatever reasons, one such exception is enough."""
 _MOST_ENGINES = 5
 """With so many attempts behind it, this one too, a shard whose engine is gone takes no other worker's engine along."""
+_MOST_LOST = 5
+"""So many attempts of a shard whose worker died or fell silent, and the batch pauses: no handler of ours saw why."""
 _ENDING_CODES = {Directive.CANCEL: CANCELLED, Directive.EXPIRE: EXPIRED}
 
 
@@ -73,12 +75,23 @@ def run_shard(services: Services, worker: Worker, batch_id: str, *, number: int 
     )
     if attempt is None:
         return False
+    if attempt.lost >= _MOST_LOST and attempt.directive is Directive.GO:
+        _leave_unrun(services, attempt)
+        return True
     logger.info("shard begun: %s", _name(attempt))
     with worker.keeper.keep(attempt) as held:
         _guarded(services, _ShardRun(services, held, worker.identity, worker))
     fill_window(services, attempt.batch)
     finish_batch(services, batch_id)
     return True
+
+
+def _leave_unrun(services: Services, attempt: Attempt) -> None:
+    """It would take this worker, too, and the other shards on it: a person has to look first."""
+    services.store.release(attempt)
+    ended = f"Shard {attempt.shard.number} has ended its worker {attempt.lost} times"
+    what_to_do = "see what its workers' logs and their machines say (memory?), then resume"
+    _pause(services, attempt.batch, f"{ended}: each died or fell silent while it ran; {what_to_do}.")
 
 
 def close_shards(services: Services, batch_id: str, *, give_up: bool = False) -> int:

@@ -398,6 +398,31 @@ def test_a_batch_past_its_window_is_cancelled_as_far_as_nobody_began_it(batch_st
     assert batch_store.cancel_unstarted(batch.id) == 2
 
 
+def test_an_attempt_knows_how_often_its_shard_lost_its_worker(batch_store: BatchStore, later: Later) -> None:
+    batch = stored_batch(batch_store, shards=2)
+    claimed(batch_store, batch.id, number=0, owner="dead")
+    batch_store.rescue(owners=["dead"])
+    batch_store.release(claimed(batch_store, batch.id, number=0))
+    claimed(batch_store, batch.id, number=0)
+    later(61)
+    batch_store.rescue()
+    assert [claimed(batch_store, batch.id, number=number).lost for number in range(2)] == [2, 0]
+
+
+@pytest.mark.parametrize("begun_again_by", ["resume", "retry"])
+def test_a_batch_that_is_begun_again_forgets_who_lost_workers(batch_store: BatchStore, begun_again_by: str) -> None:
+    batch = stored_batch(batch_store, shards=1)
+    claimed(batch_store, batch.id, owner="dead")
+    batch_store.rescue(owners=["dead"])
+    if begun_again_by == "resume":
+        end(batch_store, batch.id, BatchState.PAUSED, BatchState.IN_PROGRESS)
+    else:
+        sealed(batch_store, batch.id, failed={1: "boom"})
+        end(batch_store, batch.id, BatchState.FINALIZING, BatchState.COMPLETED)
+        batch_store.reset_failed(batch.id, None)
+    assert claimed(batch_store, batch.id).lost == 0
+
+
 def test_the_counts_of_all_shards_are_summed_field_by_field(batch_store: BatchStore) -> None:
     batch = stored_batch(batch_store, shards=2, requests=100)
     for number in range(2):

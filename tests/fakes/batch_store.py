@@ -39,6 +39,7 @@ class _Shard:
     shard: Shard
     state: ShardState = _S.PENDING
     attempts: int = 0
+    lost: int = 0
     token: int | None = None
     owner: str | None = None
     engine: EngineIdentity | None = None
@@ -215,6 +216,8 @@ class FakeBatchStore:
         for shard in record.shards if to is BatchState.PAUSED else ():
             if shard.state is _S.QUEUED:
                 shard.state, shard.queued_at = _S.PENDING, None
+        for shard in record.shards if to is BatchState.IN_PROGRESS else ():
+            shard.lost = 0 if shard.state in (_S.PENDING, _S.QUEUED) else shard.lost
         return record.batch
 
     @_transaction
@@ -270,7 +273,7 @@ class FakeBatchStore:
             record.batch = replace(old, retry_codes=again, expires_at=window, **fresh)
             for s in chosen:
                 record.back_to_pending(s, codes)
-                s.attempts = 0
+                s.attempts = s.lost = 0
         return to_run
 
     @_transaction
@@ -311,6 +314,7 @@ class FakeBatchStore:
             shard=s.shard,
             token=s.token,
             number=s.attempts,
+            lost=s.lost,
             rejected=frozenset(line.line for line in record.rejected if line.line in lines),
             previous_key=s.result.key if s.result else None,
             engine=s.engine,
@@ -353,6 +357,7 @@ class FakeBatchStore:
         for record, s in self._running():
             if s.owner in owners or (s.lease_until is not None and s.lease_until < now):
                 record.back_to_pending(s, record.batch.retry_codes)
+                s.lost += 1
                 touched.add(record.batch.id)
         return sorted(touched)
 

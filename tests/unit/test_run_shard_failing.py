@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from synthgen.control import resume
+from synthgen.batch import Batch
+from synthgen.control import cancel, resume
 from synthgen.engines.asking import Asking
 from synthgen.errors import ServiceUnavailable
 from synthgen.request import Request
@@ -136,6 +137,36 @@ def test_after_a_resume_a_shard_may_fail_as_often_again(workshop: Workshop) -> N
     resume(workshop.services, batch.id)
     assert run_shard(workshop.services, workshop.worker, batch.id)
     assert workshop.store.get(batch.id).state is BatchState.IN_PROGRESS
+
+
+def lose(workshop: Workshop, batch: Batch, times: int) -> None:
+    """So many workers die over its first shard, and no handler of ours sees why."""
+    for _ in range(times):
+        assert workshop.store.claim(batch.id, number=0, owner="dead", lease=60)
+        workshop.store.rescue(owners=["dead"])
+
+
+def test_a_shard_that_ends_its_worker_again_and_again_pauses_its_batch(workshop: Workshop) -> None:
+    batch = workshop.submitted(questions(2))
+    lose(workshop, batch, 5)
+    paused = workshop.run(batch)
+    assert (paused.state, workshop.asked) == (BatchState.PAUSED, [])
+    assert "Shard 0 has ended its worker 5 times" in (paused.reason or "")
+    assert workshop.shard_states(batch) == [ShardState.PENDING]
+    resume(workshop.services, batch.id)
+    assert workshop.run(batch).state is BatchState.COMPLETED
+
+
+def test_a_shard_that_ended_its_worker_a_few_times_is_tried_again(workshop: Workshop) -> None:
+    batch = workshop.submitted(questions(2))
+    lose(workshop, batch, 4)
+    assert workshop.run(batch).state is BatchState.COMPLETED
+
+
+def test_a_shard_that_ends_its_workers_can_still_be_cancelled(workshop: Workshop) -> None:
+    batch = workshop.submitted(questions(2))
+    lose(workshop, batch, 9)
+    assert cancel(workshop.services, batch.id).state is BatchState.CANCELLED
 
 
 # ---- between the claim and the first question
