@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from kombu.transport.virtual import BrokerState
 from tasks.files_transport import Transport
 
 QUEUE = Queue("synthgen.gpu", Exchange("synthgen", type="direct"), routing_key="gpu")
+DESERTED = Queue("synthgen.none", QUEUE.exchange, routing_key="none")
 
 
 @pytest.fixture(name="folder")
@@ -29,11 +32,18 @@ def connection(folder: Path) -> Connection:
     return Connection(transport=of_its_own, transport_options={**options, "control_folder": folder / "control"})
 
 
-def send(folder: Path, numbers: range) -> None:
+def send(folder: Path, numbers: range, *, queue: Queue = QUEUE, expires_in: float = 60.0) -> None:
+    expires = (datetime.now(UTC) + timedelta(seconds=expires_in)).isoformat()
     with connection(folder) as opened:
         producer = opened.Producer()
         for number in numbers:
-            producer.publish(number, exchange=QUEUE.exchange, routing_key="gpu", declare=[QUEUE])
+            producer.publish(
+                number,
+                exchange=queue.exchange,
+                routing_key=queue.routing_key,
+                declare=[queue],
+                headers={"expires": expires},
+            )
 
 
 def take_all(folder: Path) -> list[int]:
@@ -60,6 +70,33 @@ def test_each_of_many_messages_is_taken_once_by_one_of_many_takers(folder: Path)
         numbers = Counter(number for each in taken for number in each.result())
     assert numbers == Counter(range(200))
     assert list((folder / "messages").iterdir()) == []
+
+
+def test_expired_messages_are_dropped_in_one_look_at_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for queue in (QUEUE, DESERTED):
+        send(folder, range(20), queue=queue, expires_in=-10)
+    send(folder, range(20, 21))
+    looks, iterdir = [], Path.iterdir
+
+    def counted(path: Path) -> Iterator[Path]:
+        looks.append(path)
+        return iterdir(path)
+
+    with connection(folder) as opened:
+        channel = opened.channel()
+        monkeypatch.setattr(Path, "iterdir", counted)
+        assert channel.basic_get(QUEUE.name, no_ack=True).payload == 20
+        monkeypatch.undo()
+    assert len(looks) == 1
+    assert list((folder / "messages").iterdir()) == []
+
+
+def test_an_expired_message_that_another_is_taking_is_left_to_it(folder: Path) -> None:
+    send(folder, range(1), expires_in=-10)
+    (message,) = (folder / "messages").iterdir()
+    taken = message.rename(message.with_name(f".{message.name}.taker"))
+    assert take_all(folder) == []
+    assert taken.exists()
 
 
 def test_what_is_still_being_written_is_not_seen(folder: Path) -> None:
