@@ -9,6 +9,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,7 @@ from cli.exit_codes import TROUBLE
 from synthgen.engines.base import EngineSpec
 from synthgen.errors import BadInput, SynthgenError
 from synthgen.settings import Settings, load_settings, unread_variables
+from synthgen.storage_mark import advice, marked_for
 
 _LITTLE_SPACE = 1_000_000_000
 
@@ -63,6 +65,7 @@ def _findings() -> Iterator[Finding]:
     yield from _settings(settings)
     yield _tried("database", lambda: _database(settings))
     yield _tried("storage", lambda: _storage(settings))
+    yield from _mark(settings)
     yield _broker(settings)
     yield _redis(settings)
     yield _engine(settings)
@@ -115,6 +118,16 @@ def _storage(settings: Settings) -> str:
     finally:
         objects.delete([key])
     return f"{settings.objects_url} can be written, read and deleted in"
+
+
+def _mark(settings: Settings) -> Iterator[Finding]:
+    """Told only where the storage is another database's; what does not answer is told already."""
+    from tasks.wiring import connect
+
+    with suppress(SynthgenError), connect(settings) as services:
+        identity = services.store.identity()
+        if marked_for(services.objects) not in (None, identity):
+            yield Finding("storage", "note", advice(identity, services.objects))
 
 
 def _broker(settings: Settings) -> Finding:

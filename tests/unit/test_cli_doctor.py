@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
 import pytest
 from click.testing import CliRunner
 
-from cli.doctor import Finding, _engine
+import tasks.wiring
+from cli.doctor import Finding, _engine, _mark
 from cli.main import main
 from synthgen.engines.child_server import ChildServer
-from synthgen.settings import Settings
+from synthgen.ports import Services
+from synthgen.settings import Settings, load_settings
+from synthgen.storage_mark import MARK, is_ours
+from tests.workshop import Workshop
 
 NO_PROGRAM = "/no/such/program"
 
@@ -81,3 +87,19 @@ def test_what_an_engine_lacks_is_a_finding(settings: dict[str, object], message:
     found = engine(**settings, home=tmp_path)
     assert (found.check, found.status) == ("engine", "problem")
     assert message in found.message
+
+
+def test_a_storage_that_another_database_has_marked_is_told(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def connect(settings: object, **_: object) -> Iterator[Services]:
+        yield workshop.services
+
+    monkeypatch.setattr(tasks.wiring, "connect", connect)
+    assert is_ours(workshop.services)
+    assert list(_mark(load_settings({}))) == []
+    workshop.objects.put(MARK, b"another")
+    (found,) = _mark(load_settings({}))
+    assert (found.check, found.status) == ("storage", "note")
+    assert workshop.store.identity() in found.message
