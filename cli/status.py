@@ -39,7 +39,9 @@ def _head(progress: Progress) -> list[tuple[str, str]]:
     done = progress.counts.finished
     pairs.append(("done", f"{q.count(done)} of {q.count(batch.total)} ({q.share(done, batch.total)})"))
     if progress.kept:
-        pairs.append(("kept", f"{q.of(progress.kept, 'answer')} of unsealed shards, which will not be asked for again"))
+        pairs.append(
+            ("kept", f"at least {q.of(progress.kept, 'answer')} of unsealed shards, which will not be asked for again")
+        )
     return pairs
 
 
