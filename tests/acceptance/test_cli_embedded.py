@@ -298,7 +298,8 @@ def test_an_answer_file_of_other_work_is_not_overwritten(synthgen: Synthgen) -> 
     assert "--force" in refused
     assert (synthgen.folder / "kept.results.jsonl").read_bytes() == before
     assert [b["name"] for b in orjson.loads(synthgen("list", "--json").stdout)].count("kept") == 1
-    assert "holds no answers" in synthgen("run", "kept.jsonl", "-o", "kept.jsonl", *MOCK, exits=2).stderr
+    (synthgen.folder / "notes.jsonl").write_text("of somebody's own\n")
+    assert "holds no answers" in synthgen("run", "kept.jsonl", "-o", "notes.jsonl", *MOCK, exits=2).stderr
     synthgen("run", "kept.jsonl", *MOCK, "--set", "temperature=0.5", "--force")
     assert (synthgen.folder / "kept.results.jsonl").read_bytes() != before
 
