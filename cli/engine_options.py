@@ -27,7 +27,12 @@ _OPTIONS = (
     click.option(
         "--shards", type=click.IntRange(1), metavar="N", help="Shards worked on at once (default: by --in-flight)."
     ),
-    click.option("--timeout", type=float, metavar="SECONDS", help="For one try of one request (default: 600)."),
+    click.option(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="For one try of one request (default: 600; none for the server that vllm and server start).",
+    ),
     click.option(
         "--start-timeout",
         type=float,
