@@ -69,18 +69,22 @@ def command(
     INPUT is a JSONL file (plain, gzip or zstd), s3://bucket/key, or - for standard input. Its lines are OpenAI Batch
     lines or simply {"prompt": "..."} or {"messages": [...]}. Without --errors there is one line out for every request;
     a line that --on-invalid skip has rejected is none, and 'synthgen errors' lists it. Interrupted or killed, the same
-    command goes on where it stopped.
+    command goes on where it stopped. With --engine vllm, what stands after -- is passed on to vLLM.
     """
+    from storage.sources import check_place
     from tasks.wiring import engine_spec, open_worker
 
+    wanted, arguments = _split(wanted)
     if reference is None:
         check_inputs(wanted.inputs)
     elif wanted.inputs:
         raise click.UsageError("Give an INPUT or --batch, not both.")
     else:
         refuse_for_an_existing_batch()
-    settings = settings.override({"model": wanted.options.model})
+    settings = settings.override({"model": wanted.options.model, "engine_arguments": arguments or None})
     spec = engine_spec(settings)
+    for place in wanted.inputs:  # now: an engine may take minutes to start
+        check_place(place)
     if spec.loads_model:
         wanted = replace(wanted, options=replace(wanted.options, model=None))
     with services_of(settings, connections=_CONNECTIONS, patience=settings.database_patience) as services:
@@ -94,6 +98,13 @@ def command(
                 tell_of_other_engines(services, known, worker.identity)
             batch = known or _submit(services, settings, wanted, places, worker.identity)
             return _run(services, settings, worker, batch, places=places, go_on=_how_to_go_on(batch, wanted))
+
+
+def _split(wanted: Wanted) -> tuple[Wanted, tuple[str, ...]]:
+    """Inputs, and what stands after ``--``: click gives both as one, but no input of ours begins with a dash."""
+    words = wanted.inputs
+    first = next((place for place, word in enumerate(words) if word.startswith("-") and word != "-"), len(words))
+    return replace(wanted, inputs=words[:first]), words[first:]
 
 
 def _submit(services: Services, settings: Settings, wanted: Wanted, places: _Places, engine: EngineIdentity) -> Batch:

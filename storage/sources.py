@@ -60,6 +60,12 @@ def open_source(
     return _file_source(Path(place))
 
 
+def check_place(place: str) -> None:
+    """Whether a file can be opened; of other places that is told when they are read. Raises BadInput."""
+    if place != "-" and not place.startswith("s3://") and not Path(place).is_fifo():
+        _open(Path(place)).close()
+
+
 class ByteSource:
     """A ``Source`` over raw pieces; ``head`` is how the content begins, and tells whether it is compressed."""
 

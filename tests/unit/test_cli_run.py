@@ -45,6 +45,17 @@ def test_an_input_is_not_replaced_by_its_answers_even_by_force(synthgen: Synthge
     assert Path("q.jsonl").read_bytes() == LINE
 
 
+def test_an_input_that_is_not_there_is_told_before_the_engine_starts(synthgen: Synthgen) -> None:
+    told = synthgen("run", "none.jsonl", "--engine", "server", "--command", "false {port}", exits=2).stderr
+    assert "Cannot read none.jsonl: there is no such file." in told
+
+
+def test_what_stands_after_two_dashes_is_for_vllm_and_no_input(synthgen: Synthgen) -> None:
+    words = ("--", "--max-model-len", "1024", "--port", "1")
+    assert "--port" in synthgen("run", "q.jsonl", "--engine", "vllm", "--model", "m", *words, exits=2).stderr
+    assert "no use for what stands after --" in synthgen("run", "q.jsonl", "--engine", "mock", *words, exits=2).stderr
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Only Linux has a device that is always full.")
 def test_answers_that_find_no_room_are_told_where_they_are(synthgen: Synthgen, workshop: Workshop) -> None:
     told = synthgen("run", "q.jsonl", "--engine", "mock", "-o", "/dev/full", exits=1).stderr
