@@ -108,7 +108,14 @@ def main(ctx: click.Context, *, debug: bool) -> None:
         _set_up_logging(debug=debug)
 
 
-_TOLD = ("storage.database", "synthgen.completion", "synthgen.run_shard.given_up", "tasks.wiring")
+_TOLD = (
+    "storage.database",
+    "synthgen.completion",
+    "synthgen.engine",
+    "synthgen.engines.lane",
+    "synthgen.run_shard.given_up",
+    "tasks.wiring",
+)
 
 
 def _set_up_logging(*, debug: bool) -> None:
@@ -117,7 +124,7 @@ def _set_up_logging(*, debug: bool) -> None:
         logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         return
     quiet = logging.StreamHandler()
-    quiet.addFilter(lambda record: record.name in _TOLD)
+    quiet.addFilter(lambda record: record.name in _TOLD and record.exc_info is None)
     logging.basicConfig(level=logging.WARNING, format="Warning: %(message)s", handlers=[quiet])
 
 

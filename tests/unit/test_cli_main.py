@@ -135,3 +135,17 @@ def test_an_interrupt_says_how_to_go_on_and_exits_with_130() -> None:
 @pytest.mark.parametrize("code", [None, 0, 3])
 def test_what_a_command_returns_is_the_exit_code(code: int | None) -> None:
     assert CliRunner().invoke(ending(code=code), ["run"]).exit_code == (code or 0)
+
+
+def test_a_terminal_is_told_when_the_engine_is_started_again_and_spared_its_log() -> None:
+    program = (
+        "import logging\n"
+        "from cli.main import _set_up_logging\n"
+        "_set_up_logging(debug=False)\n"
+        "engine, lane = logging.getLogger('synthgen.engine'), logging.getLogger('synthgen.engines.lane')\n"
+        "engine.info('[vllm] a line of its log')\n"
+        "engine.error('The vllm server ended with code 1; it is started again in 1 s.')\n"
+        "lane.error('a bug', exc_info=ValueError('its traceback'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == "Warning: The vllm server ended with code 1; it is started again in 1 s.\n"
