@@ -83,8 +83,6 @@ def command(
         refuse_for_an_existing_batch()
     settings = settings.override({"model": wanted.options.model, "engine_arguments": arguments or None})
     spec = engine_spec(settings)
-    for place in wanted.inputs:  # now: an engine may take minutes to start
-        check_place(place)
     if spec.loads_model:
         wanted = replace(wanted, options=replace(wanted.options, model=None))
     with services_of(settings, connections=_CONNECTIONS, patience=settings.database_patience) as services:
@@ -93,6 +91,9 @@ def command(
         places = _Places(output or f"{name}.results.jsonl", errors, force)
         check_places(places.output, places.errors, inputs=wanted.inputs)
         places.check(services, known)
+        if spec.kind in ("vllm", "server"):  # they may take minutes to start
+            for place in wanted.inputs:
+                check_place(place)
         with open_worker(services, settings, spec) as worker:
             if known is not None:
                 tell_of_other_engines(services, known, worker.identity)
