@@ -91,7 +91,7 @@ def command(
         places = _Places(output or f"{name}.results.jsonl", errors, force)
         check_places(places.output, places.errors, inputs=wanted.inputs)
         places.check(services, known)
-        if spec.kind in ("vllm", "server"):  # they may take minutes to start
+        if spec.loads_model:  # which may take minutes
             for place in wanted.inputs:
                 check_place(place)
         with open_worker(services, settings, spec) as worker:
