@@ -14,12 +14,12 @@ from click.core import ParameterSource
 
 from cli.name_value import NAME_VALUE
 from cli.quantities import COUNT, Duration, Size
+from storage.packing import PACKED
 from synthgen.batch import BatchOptions, CacheMode, OnInvalid
 
 R = TypeVar("R")
 
 _PLAIN = BatchOptions()
-_PACKED = (".gz", ".zst")
 _LINES = (".jsonl", ".json", ".ndjson")
 
 
@@ -149,7 +149,7 @@ def stem(place: str) -> str:
     if place == "-":
         return "stdin"
     name = PurePosixPath(place).name
-    for endings in (_PACKED, _LINES):
+    for endings in (PACKED, _LINES):
         for ending in endings:
             name = name.removesuffix(ending)
     return name or "batch"
